@@ -1,0 +1,2 @@
+//! The program `patchgpt`.
+fn main() {}
