@@ -1,1 +1,12 @@
-//! placeholder
+//! GPT language models trained at token level and at patch level: configuration, data, training and evaluation.
+//!
+//! A [`regime::Regime`] says how tokens become positions; everything else is shared between the two.
+
+pub mod config;
+pub mod error;
+pub mod flops;
+pub mod regime;
+pub mod schedule;
+pub mod train;
+
+pub use error::{Error, Result};

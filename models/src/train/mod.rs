@@ -1,0 +1,3 @@
+//! Training in stages: what each stage reads and costs, and how a run is cut into them.
+
+pub mod stages;
