@@ -32,6 +32,9 @@ pub enum Error {
     /// A checkpoint or a model folder that is truncated, foreign or does not fit the model.
     #[error("{0}")]
     Checkpoint(String),
+    /// Metrics that cannot be written (a number that is not finite) or a `metrics.jsonl` that is damaged.
+    #[error("{0}")]
+    Metrics(String),
 }
 
 impl Error {
