@@ -35,6 +35,12 @@ pub enum Error {
     /// Metrics that cannot be written (a number that is not finite) or a `metrics.jsonl` that is damaged.
     #[error("{0}")]
     Metrics(String),
+    /// A tensor op that refused its arguments, or a device that failed or ran out of memory.
+    #[error(transparent)]
+    Tensor(#[from] patchgpt_tensor::Error),
+    /// A differentiable op that refused its arguments.
+    #[error(transparent)]
+    Autograd(#[from] patchgpt_autograd::Error),
 }
 
 impl Error {

@@ -111,7 +111,8 @@ impl ModelConfig {
             .iter()
             .map(|(_, size)| *size as f64)
             .fold(0.0, f64::max);
-        if self.layers as f64 * widest * self.hidden as f64 > 1e15 {
+        let too_many_ids = i32::try_from(self.vocab_size).is_err();
+        if self.layers as f64 * widest * self.hidden as f64 > 1e15 || too_many_ids {
             return fail(format!(
                 "a model with layers = {}, hidden = {}, ffn = {}, vocab_size = {} and max_positions = {} is beyond any \
                  machine: choose smaller sizes",
