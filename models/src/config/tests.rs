@@ -331,7 +331,10 @@ fn values_out_of_range_are_refused() {
             &["model.layers=1000000000000", "model.hidden=1000000000000"],
             &["beyond any machine"],
         ),
-        (&["model.vocab_size=3000000000"], &["vocab_size = 3000000000"]),
+        (
+            &["model.vocab_size=3000000000"],
+            &["vocab_size = 3000000000"],
+        ),
     ];
     for (assignments, parts) in cases {
         assert_contains(&refusal(sets(assignments)), parts);
