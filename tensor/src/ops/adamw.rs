@@ -1,0 +1,73 @@
+//! The optimizer's primitives over flat storage.
+
+use super::{expect_shape, same_device, same_kind};
+use crate::backend::AdamW;
+use crate::{DType, Error, Result, Tensor};
+
+impl AdamW<'_> {
+    /// Runs the update; see [`Backend::adamw`](crate::Backend::adamw) for the formula.
+    ///
+    /// # Errors
+    /// Buffers of unequal length or dtype, or not flat and contiguous; scalars that are not 0-d; betas outside [0, 1).
+    pub fn run(self) -> Result<()> {
+        let op = "adamw";
+        let flat = [self.parameters, self.gradients, self.first_moment, self.second_moment];
+        same_kind(op, &[flat[0], flat[1], flat[2], flat[3], self.learning_rate, self.clip])?;
+        same_device(op, &[self.parameters, self.step])?;
+        for t in flat {
+            expect_shape(op, "every buffer", t, &[self.parameters.len()])?;
+            if !t.is_contiguous() {
+                return Err(Error::shape(op, format!("contiguous buffers expected, got {:?}", t.layout())));
+            }
+        }
+        for (what, t) in [("the learning rate", self.learning_rate), ("the clip factor", self.clip), ("the step", self.step)] {
+            expect_shape(op, what, t, &[])?;
+        }
+        if self.step.dtype() != DType::I32 {
+            return Err(Error::dtype(op, DType::I32, self.step.dtype()));
+        }
+        let in_unit = |b: f64| (0.0..1.0).contains(&b);
+        if !in_unit(self.beta1) || !in_unit(self.beta2) || self.decay_len > self.parameters.len() {
+            return Err(Error::value(
+                op,
+                format!(
+                    "betas in [0, 1) and at most {} decaying parameters expected, got {}, {} and {}",
+                    self.parameters.len(),
+                    self.beta1,
+                    self.beta2,
+                    self.decay_len
+                ),
+            ));
+        }
+        self.parameters.device().backend().adamw(self)?;
+        for t in [self.parameters, self.first_moment, self.second_moment] {
+            t.mark_written();
+        }
+        Ok(())
+    }
+}
+
+impl Tensor {
+    /// `sqrt(sum x^2)` and the factor `min(1, max_norm / (norm + 1e-6))` that brings it down to `max_norm`; both 0-d.
+    pub fn global_norm(&self, max_norm: f64) -> Result<(Tensor, Tensor)> {
+        let norm = Tensor::empty(&[], self.dtype(), self.device())?;
+        let clip = Tensor::empty(&[], self.dtype(), self.device())?;
+        self.global_norm_into(max_norm, &norm, &clip)?;
+        Ok((norm, clip))
+    }
+
+    /// [`Tensor::global_norm`] into given 0-d tensors.
+    pub fn global_norm_into(&self, max_norm: f64, norm: &Tensor, clip: &Tensor) -> Result<()> {
+        let op = "global_norm";
+        same_kind(op, &[self, norm, clip])?;
+        expect_shape(op, "the norm", norm, &[])?;
+        expect_shape(op, "the clip factor", clip, &[])?;
+        if max_norm.is_nan() || max_norm <= 0.0 {
+            return Err(Error::value(op, format!("a positive largest norm expected (infinity for none), got {max_norm}")));
+        }
+        self.device().backend().global_norm(norm, clip, &self.contiguous()?, max_norm)?;
+        norm.mark_written();
+        clip.mark_written();
+        Ok(())
+    }
+}

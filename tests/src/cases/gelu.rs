@@ -1,0 +1,30 @@
+//! GELU over rows of every width.
+
+use super::{Case, inputs};
+use crate::array::Placement;
+use crate::reference::gelu as reference;
+
+pub(super) fn case(shape: &[usize]) -> Case {
+    let mut inputs = inputs(&[shape]);
+    inputs[0].0.data.iter_mut().for_each(|x| *x *= 4.0);
+    let n = inputs[0].0.data.len() as f64;
+    Case {
+        op: "gelu",
+        name: format!("{shape:?}"),
+        inputs,
+        run: Box::new(|x| x[0].gelu()),
+        forward: Box::new(|x| reference::forward(&x[0])),
+        backward: Box::new(|x, d| reference::backward(&x[0], d)),
+        reduction: 1,
+        flops: 10.0 * n,
+        traffic: 2.0 * n,
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let widths = [1, 2, 7, 8, 33, 64];
+    let mut cases: Vec<Case> = widths.iter().map(|w| case(&[3, 1 * w])).collect();
+    cases.extend([case(&[1]), case(&[2, 3, 5]), case(&[0, 4])]);
+    cases.extend(Placement::ALL.iter().map(|&p| case(&[6, 10]).placed(&[p])));
+    cases
+}

@@ -1,0 +1,32 @@
+//! LayerNorm over rows of 2 and more (a row of 1 has no variance and a gradient of 0).
+
+use super::{Case, inputs};
+use crate::array::Placement::{Contiguous, Repeated, Sliced, Transposed};
+use crate::reference::layer_norm as reference;
+
+const EPS: f64 = 1e-5;
+
+pub(super) fn case(shape: &[usize]) -> Case {
+    let c = shape[shape.len() - 1];
+    let inputs = inputs(&[shape, &[c], &[c]]);
+    let n = inputs[0].0.data.len();
+    Case {
+        op: "layer_norm",
+        name: format!("{shape:?}"),
+        inputs,
+        run: Box::new(|x| x[0].layer_norm(&x[1], &x[2], EPS)),
+        forward: Box::new(|x| reference::forward(&x[0], &x[1], &x[2], EPS)),
+        backward: Box::new(|x, d| reference::backward(&x[0], &x[1], EPS, d)),
+        reduction: c.max(n / c.max(1)),
+        flops: 7.0 * n as f64,
+        traffic: 2.0 * n as f64,
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let shapes: [&[usize]; 7] = [&[7], &[5, 33], &[2, 3, 8], &[130, 16], &[67, 5], &[3, 129], &[0, 4]];
+    let mut cases: Vec<Case> = shapes.iter().map(|s| case(s)).collect();
+    let placements = [[Transposed, Contiguous, Contiguous], [Sliced, Sliced, Sliced], [Repeated, Contiguous, Contiguous]];
+    cases.extend(placements.iter().map(|p| case(&[6, 9]).placed(p)));
+    cases
+}
