@@ -17,6 +17,9 @@ const ZOOM: i32 = 4;
 /// Points of a thinned curve for each hundred shown pixels.
 const POINTS_PER_HUNDRED: usize = 55;
 
+/// Shown width that the names of two stages need between their switches.
+const STAGE_NAME: i32 = 220;
+
 /// How a line is drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
@@ -42,6 +45,13 @@ pub(super) enum Bottom {
     Lowest,
 }
 
+/// A line between two stages and their names.
+pub(super) struct Switch {
+    pub(super) x: f64,
+    pub(super) before: String,
+    pub(super) after: String,
+}
+
 /// What to draw. Points are in base units; `x_units` and `y_units` say what they are divided by on the axes.
 pub(super) struct Chart<'a> {
     /// What a reader who cannot see it is told.
@@ -56,8 +66,8 @@ pub(super) struct Chart<'a> {
     /// x from which on to draw; zero but for an enlarged part.
     pub(super) left: f64,
     pub(super) lines: Vec<Line>,
-    /// x where the patch stage ends.
-    pub(super) switches: Vec<f64>,
+    /// Where stages meet, from left to right.
+    pub(super) switches: Vec<Switch>,
 }
 
 /// An SVG, and whether something above its upper edge was cut.
@@ -191,15 +201,14 @@ impl Chart<'_> {
             .x_desc(x_name)
             .draw()?;
         root.draw_text(&y_name, &text(13), (4 * ZOOM, 4 * ZOOM))?;
-        for &switch in self
-            .switches
-            .iter()
-            .filter(|x| **x > limits.left && **x < limits.right)
-        {
-            let ends = [(switch, limits.low), (switch, limits.high)];
+        let mut previous = chart.backend_coord(&(limits.left, limits.high)).0;
+        let shown = |switch: &&Switch| switch.x > limits.left && switch.x < limits.right;
+        for switch in self.switches.iter().filter(shown) {
+            let ends = [(switch.x, limits.low), (switch.x, limits.high)];
             chart.draw_series(LineSeries::new(ends, stroke(Ink::Switch, 5)))?;
-            let (pixel, top) = chart.backend_coord(&ends[1]);
-            self.name_stages(&root, pixel, top)?;
+            let place = chart.backend_coord(&ends[1]);
+            self.name_stages(&root, switch, place, previous)?;
+            previous = place.0;
         }
         for line in &self.lines {
             let (style, points) = (self.style(line), self.thinned(line));
@@ -232,27 +241,22 @@ impl Chart<'_> {
         )
     }
 
-    /// Writes which stage lies on which side of a switch, where there is room.
+    /// Names the stages on both sides of a switch at `place`, where there is room: not in a small chart, and not
+    /// close to the switch before, whose own right side then has the name.
     fn name_stages(
         &self,
         root: &DrawingArea<SVGBackend<'_>, Shift>,
-        pixel: i32,
-        top: i32,
+        switch: &Switch,
+        (pixel, top): (i32, i32),
+        previous: i32,
     ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-        if self.size.0 < 600 {
+        if self.size.0 < 600 || pixel - previous < STAGE_NAME * ZOOM {
             return Ok(());
         }
         let above = |side| text(12).pos(Pos::new(side, VPos::Bottom));
-        root.draw_text(
-            "patch stage",
-            &above(HPos::Right),
-            (pixel - 8 * ZOOM, top - 3 * ZOOM),
-        )?;
-        root.draw_text(
-            "token stage",
-            &above(HPos::Left),
-            (pixel + 8 * ZOOM, top - 3 * ZOOM),
-        )
+        let (gap, y) = (8 * ZOOM, top - 3 * ZOOM);
+        root.draw_text(&switch.before, &above(HPos::Right), (pixel - gap, y))?;
+        root.draw_text(&switch.after, &above(HPos::Left), (pixel + gap, y))
     }
 }
 

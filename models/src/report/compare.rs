@@ -2,14 +2,15 @@
 //! every seed behind the mean of its arm.
 
 use super::axis::{self, Unit};
-use super::chart::{Bottom, Chart, Line, Look};
+use super::chart::{Bottom, Chart, Line, Look, Switch};
 use super::curve::{self, Points};
 use super::figure::{Key, figure};
 use super::ink::Ink;
 use super::number::{self, MeanSpread};
-use super::{Arm, Budget, CompareReport, SeedRun, page, scale, table};
+use super::{Arm, CompareReport, SeedRun, page, scale, table};
 use crate::error::Result;
 use crate::train::metrics::Record;
+use crate::train::stages::EqualBudget;
 
 /// Share of the run, from its end, that the enlarged chart shows.
 const ENLARGED: f64 = 0.25;
@@ -40,8 +41,8 @@ pub(super) fn html(report: &CompareReport) -> Result<String> {
         &page::quoted(&report.config_toml, "config"),
     );
     let budget = match report.budget {
-        Budget::Compute => "equal model FLOPs",
-        Budget::Tokens => "equal tokens",
+        EqualBudget::Compute => "equal model FLOPs",
+        EqualBudget::Tokens => "equal tokens",
     };
     let seeds = report
         .arms
@@ -185,15 +186,13 @@ fn loss_figure(
 }
 
 /// Mean x at which the arms with patches switch to tokens.
-fn switches(report: &CompareReport, x: impl Fn(&Record) -> f64) -> Vec<f64> {
+fn switches(report: &CompareReport, x: impl Fn(&Record) -> f64) -> Vec<Switch> {
     let of_seed = |seed: &SeedRun| {
-        seed.records
-            .windows(2)
-            .find(|pair| pair[0].stage != pair[1].stage)
-            .map(|pair| x(&pair[0]))
+        seed.records.windows(2).find(|pair| pair[0].stage != pair[1].stage).map(|pair| x(&pair[0]))
     };
-    let of_arm = |arm: &Arm| MeanSpread::of(arm.seeds.iter().filter_map(of_seed)).map(|x| x.mean);
-    report.arms.iter().filter_map(of_arm).collect()
+    let of_arm = |arm: &Arm| MeanSpread::of(arm.seeds.iter().filter_map(of_seed));
+    let switch = |x: MeanSpread| Switch { x: x.mean, before: "patches".to_owned(), after: "tokens".to_owned() };
+    report.arms.iter().filter_map(of_arm).map(switch).collect()
 }
 
 fn charts(report: &CompareReport) -> Result<String> {

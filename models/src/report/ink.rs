@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use plotters::style::RGBColor;
 
-use crate::train::metrics::StageKind;
+use crate::train::stages::StageName;
 
 /// What a mark stands for; each has a colour of its own, since the style sheet knows marks by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +43,10 @@ impl Ink {
         [Ink::Token, Ink::Patch, Ink::Validation, Ink::Fourth][index % 4]
     }
 
-    pub(super) fn of_stage(stage: StageKind) -> Self {
+    pub(super) fn of_stage(stage: StageName) -> Self {
         match stage {
-            StageKind::Patch => Ink::Patch,
-            StageKind::Token => Ink::Token,
+            StageName::Patch => Ink::Patch,
+            StageName::Token => Ink::Token,
         }
     }
 

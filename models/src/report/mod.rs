@@ -20,7 +20,8 @@ use std::path::Path;
 
 use crate::atomic_file;
 use crate::error::Result;
-use crate::train::metrics::{Record, StageKind};
+use crate::train::metrics::Record;
+use crate::train::stages::{EqualBudget, Stage, StageName};
 
 pub use table::compare_table;
 
@@ -44,7 +45,7 @@ impl Evaluation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageSummary {
     /// Patches or tokens.
-    pub stage: StageKind,
+    pub stage: StageName,
     /// Tokens a position reads, K.
     pub patch_size: usize,
     /// Optimizer steps.
@@ -60,20 +61,20 @@ pub struct StageSummary {
 }
 
 impl StageSummary {
-    /// One summary for each stretch of records of one stage, as differences of the cumulative counters.
-    /// `patch_size` belongs to the patch stage; a token reads one. Steps between records count with the later one.
-    pub fn from_records(records: &[Record], patch_size: usize) -> Vec<Self> {
+    /// One summary for each of `stages` that has records, as differences of the cumulative counters. A run that was
+    /// interrupted has fewer, the last of them with the steps it made.
+    pub fn from_records(records: &[Record], stages: &[Stage]) -> Vec<Self> {
         let mut before = (0, 0, 0, 0.0, 0.0);
-        let mut stages = Vec::new();
-        for run in records.chunk_by(|a, b| a.stage == b.stage) {
-            let last = &run[run.len() - 1];
-            stages.push(Self {
-                stage: last.stage,
-                patch_size: if last.stage == StageKind::Patch {
-                    patch_size
-                } else {
-                    1
-                },
+        let mut summaries = Vec::new();
+        for stage in stages {
+            // Steps of records count from 1, those of stages from 0.
+            let read = records.partition_point(|record| record.step <= stage.end());
+            let Some(last) = records[..read].last().filter(|last| last.step > before.0) else {
+                continue;
+            };
+            summaries.push(Self {
+                stage: stage.name,
+                patch_size: stage.regime.input_patch,
                 steps: last.step - before.0,
                 tokens: last.tokens - before.1,
                 positions: last.positions - before.2,
@@ -88,7 +89,15 @@ impl StageSummary {
                 last.seconds,
             );
         }
-        stages
+        summaries
+    }
+
+    /// What the stage is called beside its curve: `patches of 4`, `tokens`.
+    fn label(&self) -> String {
+        match self.stage {
+            StageName::Patch => format!("patches of {}", self.patch_size),
+            StageName::Token => "tokens".to_owned(),
+        }
     }
 
     /// Tokens read per second, or `None` where no time was measured.
@@ -105,7 +114,7 @@ pub fn patch_speed_up(stages: &[StageSummary]) -> Option<f64> {
         let tokens: u64 = stages.iter().filter(of).map(|stage| stage.tokens).sum();
         (seconds > 0.0 && tokens > 0).then(|| tokens as f64 / seconds)
     };
-    Some(rate(StageKind::Patch)? / rate(StageKind::Token)?)
+    Some(rate(StageName::Patch)? / rate(StageName::Token)?)
 }
 
 /// Everything `report.html` of a training run shows.
@@ -123,8 +132,8 @@ pub struct RunReport {
     pub initial: Option<Evaluation>,
     /// Evaluation after the last step; `None` for a run that has not finished.
     pub evaluation: Option<Evaluation>,
-    /// One row a stage, in order; [`StageSummary::from_records`] makes them.
-    pub stages: Vec<StageSummary>,
+    /// The stages that were planned; what a stage read and cost comes from the records.
+    pub stages: Vec<Stage>,
     /// Text the model wrote at the end, prompt included.
     pub sample: String,
     /// Sentences to show beside the results: the device, the formula of model FLOPs, what was resumed.
@@ -147,15 +156,6 @@ impl RunReport {
     pub fn write(&self, path: &Path) -> Result<()> {
         atomic_file::replace(path, self.html()?.as_bytes())
     }
-}
-
-/// What both arms of a comparison were given the same amount of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Budget {
-    /// Equal model FLOPs.
-    Compute,
-    /// Equal tokens read.
-    Tokens,
 }
 
 /// One run of an arm.
@@ -196,7 +196,7 @@ pub struct CompareReport {
     /// Heading of the page.
     pub title: String,
     /// What was held equal.
-    pub budget: Budget,
+    pub budget: EqualBudget,
     /// The configuration both arms share, as TOML.
     pub config_toml: String,
     /// Trainable parameters of the model.

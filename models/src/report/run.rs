@@ -2,14 +2,15 @@
 //! learning rate, gradient norm and speed over steps, the table of stages, the sample, the configuration.
 
 use super::axis::{self, Unit};
-use super::chart::{Bottom, Chart, Line, Look};
+use super::chart::{Bottom, Chart, Line, Look, Switch};
 use super::curve::{self, Points};
 use super::figure::{Key, figure, legend};
 use super::ink::Ink;
 use super::number;
-use super::{RunReport, page, patch_speed_up, scale};
+use super::{RunReport, StageSummary, page, patch_speed_up, scale};
 use crate::error::Result;
-use crate::train::metrics::{Record, StageKind};
+use crate::train::metrics::Record;
+use crate::train::stages::StageName;
 
 pub(super) fn html(report: &RunReport) -> Result<String> {
     let mut body = key_figures(report);
@@ -80,7 +81,8 @@ fn key_figures(report: &RunReport) -> String {
         number::flops(flops),
         format!("in {}", number::duration(seconds)),
     ));
-    if let Some(ratio) = patch_speed_up(&report.stages) {
+    let stages = StageSummary::from_records(&report.records, &report.stages);
+    if let Some(ratio) = patch_speed_up(&stages) {
         let text = "tokens/s, patch stage over token stage".to_owned();
         figures.push((
             "Speed of patches",
@@ -103,41 +105,59 @@ fn verdict(report: &RunReport) -> String {
     unfinished + &scale::sentences(report.parameters, tokens as f64)
 }
 
-/// x of the last record of each patch stage that a token stage follows.
-fn switches(records: &[Record], x: impl Fn(&Record) -> f64) -> Vec<f64> {
-    let switch = |pair: &&[Record]| pair[0].stage != pair[1].stage;
-    records
-        .windows(2)
-        .filter(switch)
-        .map(|pair| x(&pair[0]))
-        .collect()
+/// The records of one stage, with its summary.
+struct Stretch<'a> {
+    summary: StageSummary,
+    records: &'a [Record],
 }
 
-/// Raw values of `y` in both stages, faint, and over them their moving mean; stages are never mixed in a mean.
+/// The run cut into its stages.
+fn stretches(report: &RunReport) -> Vec<Stretch<'_>> {
+    let mut rest = report.records.as_slice();
+    let mut end = 0;
+    let mut stretches = Vec::new();
+    for summary in StageSummary::from_records(&report.records, &report.stages) {
+        end += summary.steps;
+        let records;
+        (records, rest) = rest.split_at(rest.partition_point(|record| record.step <= end));
+        stretches.push(Stretch { summary, records });
+    }
+    stretches
+}
+
+/// Where two stages meet.
+fn switches(stretches: &[Stretch<'_>], x: impl Fn(&Record) -> f64) -> Vec<Switch> {
+    let switch = |pair: &[Stretch<'_>]| {
+        let (before, after) = (pair[0].summary.label(), pair[1].summary.label());
+        Some(Switch { x: x(pair[0].records.last()?), before, after })
+    };
+    stretches.windows(2).filter_map(switch).collect()
+}
+
+/// Raw values of `y`, faint, and over them their moving means; stages are never mixed in a mean.
 fn noisy(
-    records: &[Record],
+    stretches: &[Stretch<'_>],
     x: impl Fn(&Record) -> f64 + Copy,
     y: impl Fn(&Record) -> f64 + Copy,
 ) -> Vec<Line> {
-    let window = curve::window(records.len());
     let mut raw = Vec::new();
-    let mut smooth = Vec::new();
-    for stretch in records.chunk_by(|a, b| a.stage == b.stage) {
-        let ink = Ink::of_stage(stretch[0].stage);
-        let points = curve::points(stretch, x, |record| Some(y(record)));
-        smooth.push(Line {
-            ink,
-            look: Look::Solid,
-            points: curve::smooth(&points, window),
-        });
-        raw.push(Line {
-            ink,
-            look: Look::Faint,
-            points,
-        });
+    for stretch in stretches {
+        let points = curve::points(stretch.records, x, |record| Some(y(record)));
+        raw.push(Line { ink: Ink::of_stage(stretch.summary.stage), look: Look::Faint, points });
     }
-    raw.append(&mut smooth);
-    raw
+    let window = window(stretches);
+    let mean = |line: &Line| Line {
+        ink: line.ink,
+        look: Look::Solid,
+        points: curve::smooth(&line.points, window),
+    };
+    let means: Vec<Line> = raw.iter().map(mean).collect();
+    raw.into_iter().chain(means).collect()
+}
+
+/// Width of the moving mean of the whole run.
+fn window(stretches: &[Stretch<'_>]) -> usize {
+    curve::window(stretches.iter().map(|stretch| stretch.records.len()).sum())
 }
 
 /// Validation loss at the start, wherever it was evaluated, and at the end.
@@ -161,26 +181,27 @@ fn loss_figure(
     x: impl Fn(&Record) -> f64 + Copy,
     caption: &str,
 ) -> Result<String> {
-    let records = &report.records;
-    let mut lines = noisy(records, x, |record| record.loss);
-    let has = |stage| records.iter().any(|record| record.stage == stage);
+    let stretches = stretches(report);
+    let mut lines = noisy(&stretches, x, |record| record.loss);
+    let has = |stage| stretches.iter().any(|stretch| stretch.summary.stage == stage);
     let mut keys = Vec::new();
-    if has(StageKind::Patch) {
+    if has(StageName::Patch) {
         let text = "patch loss: one softmax against all tokens of the next patch, not comparable with a token loss";
         keys.push(Key::new(Ink::Patch, Look::Solid, text));
     }
-    let above = curve::points(records, x, |record| record.loss_above_floor);
-    if !above.is_empty() {
-        let points = curve::smooth(&above, curve::window(records.len()));
-        lines.push(Line {
-            ink: Ink::Floor,
-            look: Look::Solid,
-            points,
-        });
+    let floors = lines.len();
+    for stretch in &stretches {
+        let above = curve::points(stretch.records, x, |record| record.loss_above_floor);
+        if !above.is_empty() {
+            let points = curve::smooth(&above, window(&stretches));
+            lines.push(Line { ink: Ink::Floor, look: Look::Solid, points });
+        }
+    }
+    if lines.len() > floors {
         let text = "patch loss above its floor, the entropy of the patch's bag of tokens";
         keys.push(Key::new(Ink::Floor, Look::Solid, text));
     }
-    if has(StageKind::Token) {
+    if has(StageName::Token) {
         keys.push(Key::new(Ink::Token, Look::Solid, "token loss"));
     }
     let points = validation(report, x);
@@ -202,19 +223,19 @@ fn loss_figure(
         bottom: Bottom::Lowest,
         left: 0.0,
         lines,
-        switches: switches(records, x),
+        switches: switches(&stretches, x),
     };
     figure(heading, &chart, &keys, caption)
 }
 
 fn charts(report: &RunReport) -> Result<String> {
-    let records = &report.records;
-    if records.len() < 2 {
+    let stretches = stretches(report);
+    if report.records.len() < 2 {
         return Ok(page::paragraph(
             "Too few steps were recorded to draw a curve.",
         ));
     }
-    let window = curve::window(records.len());
+    let window = window(&stretches);
     let smoothing = format!(
         "Training losses are centred means over {window} recorded steps, within a stage (fewer at its ends); raw \
          values stand behind them, faint."
@@ -236,13 +257,9 @@ fn charts(report: &RunReport) -> Result<String> {
     html = page::section("Loss", &html);
 
     let step = |record: &Record| record.step as f64;
-    let lr = records.chunk_by(|a, b| a.stage == b.stage).map(|stretch| {
-        let points = curve::points(stretch, step, |record| Some(record.lr));
-        Line {
-            ink: Ink::of_stage(stretch[0].stage),
-            look: Look::Solid,
-            points,
-        }
+    let lr = stretches.iter().map(|stretch| {
+        let points = curve::points(stretch.records, step, |record| Some(record.lr));
+        Line { ink: Ink::of_stage(stretch.summary.stage), look: Look::Solid, points }
     });
     let small = |heading: &str, name: &str, units: &[Unit], lines: Vec<Line>| {
         let chart = Chart {
@@ -254,7 +271,7 @@ fn charts(report: &RunReport) -> Result<String> {
             bottom: Bottom::Zero,
             left: 0.0,
             lines,
-            switches: switches(records, step),
+            switches: switches(&stretches, step),
         };
         figure(heading, &chart, &[], "")
     };
@@ -263,9 +280,9 @@ fn charts(report: &RunReport) -> Result<String> {
         "Gradient norm",
         "norm before clipping",
         axis::PLAIN,
-        noisy(records, step, |r| r.grad_norm),
+        noisy(&stretches, step, |r| r.grad_norm),
     )?;
-    let speed = noisy(records, step, |record| record.tokens_per_second);
+    let speed = noisy(&stretches, step, |record| record.tokens_per_second);
     row += &small("Throughput", "speed", axis::SPEED, speed)?;
     let keys = [
         Key::new(Ink::Patch, Look::Solid, "patch stage"),
@@ -281,26 +298,15 @@ fn charts(report: &RunReport) -> Result<String> {
 }
 
 fn stage_table(report: &RunReport) -> String {
-    let head = [
-        "stage",
-        "K",
-        "steps",
-        "tokens",
-        "positions",
-        "model FLOPs",
-        "time",
-        "tokens/s",
-        "speed-up",
-    ];
-    let rate = |tokens: f64| number::grouped(tokens.round() as u64);
-    let speed_up = patch_speed_up(&report.stages);
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for stage in &report.stages {
-        let ratio = match stage.stage {
-            StageKind::Patch => speed_up.map_or("–".to_owned(), |ratio| format!("{ratio:.2}×")),
-            StageKind::Token => "1×".to_owned(),
-        };
-        rows.push(vec![
+    let head =
+        ["stage", "K", "steps", "tokens", "positions", "model FLOPs", "time", "tokens/s", "speed-up"];
+    let stages = StageSummary::from_records(&report.records, &report.stages);
+    let speed = |stage: &StageSummary| stage.tokens_per_second();
+    let base = stages.iter().find(|stage| stage.stage == StageName::Token).and_then(speed);
+    let or_dash = |text: Option<String>| text.unwrap_or("–".to_owned());
+    let row = |stage: &StageSummary| {
+        let ratio = speed(stage).zip(base).map(|(speed, base)| format!("{:.2}×", speed / base));
+        vec![
             stage.stage.name().to_owned(),
             stage.patch_size.to_string(),
             number::grouped(stage.steps),
@@ -308,10 +314,11 @@ fn stage_table(report: &RunReport) -> String {
             number::grouped(stage.positions),
             number::flops(stage.model_flops),
             number::duration(stage.seconds),
-            stage.tokens_per_second().map_or("–".to_owned(), rate),
-            ratio,
-        ]);
-    }
+            or_dash(speed(stage).map(|speed| number::grouped(speed.round() as u64))),
+            or_dash(ratio),
+        ]
+    };
+    let rows: Vec<Vec<String>> = stages.iter().map(row).collect();
     let note = "Speed-up: tokens read per second against the token stage.";
     page::table(&head, &rows) + &format!("<p class=\"aside\">{note}</p>\n")
 }

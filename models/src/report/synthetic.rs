@@ -2,6 +2,7 @@
 //! end, patches that cost a Kth. For the tests of the reports.
 
 use super::*;
+use crate::regime::Regime;
 
 const PATCH_SIZE: u64 = 4;
 const POSITIONS_PER_STEP: u64 = 4096;
@@ -64,9 +65,9 @@ pub(crate) fn records(steps: u64, patch_steps: u64, seed: u64) -> Vec<Record> {
         Record {
             step,
             stage: if patches {
-                StageKind::Patch
+                StageName::Patch
             } else {
-                StageKind::Token
+                StageName::Token
             },
             tokens,
             positions: POSITIONS_PER_STEP * step,
@@ -84,6 +85,28 @@ pub(crate) fn records(steps: u64, patch_steps: u64, seed: u64) -> Vec<Record> {
     (1..=steps).map(record).collect()
 }
 
+/// The plan of a run of `steps`, the first `patch_steps` of them on patches.
+pub(crate) fn plan(steps: u64, patch_steps: u64) -> Vec<Stage> {
+    let stage = |name, regime: Regime, first_step, steps| Stage {
+        name,
+        first_step,
+        steps,
+        sequences: 16,
+        micro_batch: 16,
+        positions: 256,
+        tokens_per_step: POSITIONS_PER_STEP * regime.input_patch as u64,
+        positions_per_step: POSITIONS_PER_STEP,
+        model_flops_per_step: POSITIONS_PER_STEP as f64 * FLOPS_PER_POSITION,
+        regime,
+    };
+    let size = PATCH_SIZE as usize;
+    let patches = Regime { input_patch: size, target_patch: size, ..Regime::token() };
+    vec![
+        stage(StageName::Patch, patches, 0, patch_steps),
+        stage(StageName::Token, Regime::token(), patch_steps, steps - patch_steps),
+    ]
+}
+
 /// A finished run with hostile text wherever text from outside goes.
 pub(crate) fn run() -> RunReport {
     let records = records(1464, 488, 1);
@@ -94,7 +117,7 @@ pub(crate) fn run() -> RunReport {
                       patch_size = 4\npatch_fraction = 0.6667\nname = \"</pre><script>alert('x')</script>\"\n"
             .to_owned(),
         parameters: PARAMETERS,
-        stages: StageSummary::from_records(&records, PATCH_SIZE as usize),
+        stages: plan(1464, 488),
         records,
         initial: Some(evaluation(5.553)),
         evaluation: Some(evaluation(end)),
@@ -136,7 +159,7 @@ pub(crate) fn comparison(seeds: u64) -> CompareReport {
     };
     CompareReport {
         title: "runs/comparison".to_owned(),
-        budget: Budget::Compute,
+        budget: EqualBudget::Compute,
         config_toml: "[model]\npreset = \"tiny\"\n".to_owned(),
         parameters: PARAMETERS,
         arms: vec![

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::axis::{self, Axis};
 use super::number::{self, MeanSpread};
-use super::synthetic::{PARAMETERS, comparison, evaluation, records, run};
+use super::synthetic::{PARAMETERS, comparison, evaluation, plan, records, run};
 use super::*;
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 
@@ -124,7 +124,7 @@ fn a_run_shows_its_charts_and_numbers() {
         "Throughput",
     ];
     assert_eq!(attributes(&html, "aria-label"), charts);
-    assert_eq!(html.matches("\npatch stage\n</text>").count(), 2);
+    assert_eq!(html.matches("\npatches of 4\n</text>").count(), 2);
     let last = report.records.last().unwrap();
     let ratio = last.tokens as f64 / PARAMETERS as f64;
     assert!(html.contains(&format!("{ratio:.1} training tokens per parameter")));
@@ -148,11 +148,12 @@ fn a_run_shows_its_charts_and_numbers() {
 fn a_run_of_tokens_alone_speaks_of_no_patches_in_its_legend() {
     let mut report = run();
     report.records = records(200, 0, 3);
-    report.stages = StageSummary::from_records(&report.records, 4);
+    report.stages = plan(200, 0);
     let html = report.html().unwrap();
     assert!(!html.contains("patch loss") && html.contains("token loss"));
-    assert_eq!(report.stages.len(), 1);
-    assert_eq!(patch_speed_up(&report.stages), None);
+    let stages = StageSummary::from_records(&report.records, &report.stages);
+    assert_eq!(stages.len(), 1);
+    assert_eq!(patch_speed_up(&stages), None);
 }
 
 #[test]
@@ -180,7 +181,7 @@ fn runs_that_are_short_unfinished_or_broken_still_have_a_page() {
     for length in [0, 1, 2] {
         report.records.truncate(0);
         report.records.extend(records(length, length / 2, 1));
-        report.stages = StageSummary::from_records(&report.records, 4);
+        report.stages = plan(length, length / 2);
         assert_stands_alone(&report.html().unwrap());
     }
     let mut empty = comparison(1);
@@ -193,6 +194,7 @@ fn runs_that_are_short_unfinished_or_broken_still_have_a_page() {
 fn a_long_run_has_a_small_page() {
     let mut report = run();
     report.records = records(60_000, 20_000, 1);
+    report.stages = plan(60_000, 20_000);
     let length = report.html().unwrap().len();
     assert!(length < 600_000, "{length} bytes");
 }
@@ -212,18 +214,40 @@ fn what_a_run_can_show_depends_on_its_tokens_per_parameter() {
 }
 
 #[test]
+fn patch_stages_of_several_sizes_are_kept_apart() {
+    let mut report = run();
+    let mut second = report.stages[0].clone();
+    report.stages[0].steps = 300;
+    (second.first_step, second.steps) = (300, 188);
+    second.regime.input_patch = 2;
+    report.stages.insert(1, second);
+    // The loss of the second stage is another loss: no mean may lie between the two.
+    report.records[300..488].iter_mut().for_each(|record| record.loss = 9.0);
+    let html = report.html().unwrap();
+    for name in ["patches of 4", "patches of 2", "tokens"] {
+        assert!(html.contains(&format!("\n{name}\n</text>")), "{name}");
+    }
+    let stages = StageSummary::from_records(&report.records, &report.stages);
+    assert_eq!(stages.iter().map(|stage| stage.steps).collect::<Vec<_>>(), [300, 188, 976]);
+    let bold = html.split("stroke=\"#0072B2\" stroke-width=\"8\" points=\"").nth(2).unwrap();
+    let heights: Vec<&str> =
+        bold.split('"').next().unwrap().split_whitespace().map(|xy| xy.split(',').nth(1).unwrap()).collect();
+    assert!(heights.iter().all(|height| *height == heights[0]), "the mean of nines is nine");
+}
+
+#[test]
 fn stages_are_differences_of_the_counters() {
-    let stages = StageSummary::from_records(&records(30, 10, 1), 4);
+    let stages = StageSummary::from_records(&records(30, 10, 1), &plan(30, 10));
     let [patch, token] = stages.as_slice() else {
         panic!("{stages:?}")
     };
     assert_eq!(
         (patch.stage, patch.patch_size, patch.steps),
-        (StageKind::Patch, 4, 10)
+        (StageName::Patch, 4, 10)
     );
     assert_eq!(
         (token.stage, token.patch_size, token.steps),
-        (StageKind::Token, 1, 20)
+        (StageName::Token, 1, 20)
     );
     assert_eq!((patch.tokens, patch.positions), (10 * 4096 * 4, 10 * 4096));
     assert_eq!((token.tokens, token.positions), (20 * 4096, 20 * 4096));

@@ -12,26 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::atomic_file;
 use crate::error::{Error, Result};
-
-/// Which half of a run a record belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StageKind {
-    /// Training on patches: a position reads or predicts more than one token.
-    Patch,
-    /// Ordinary next-token training.
-    Token,
-}
-
-impl StageKind {
-    /// The word that stands in `metrics.jsonl`: `patch` or `token`.
-    pub fn name(self) -> &'static str {
-        match self {
-            StageKind::Patch => "patch",
-            StageKind::Token => "token",
-        }
-    }
-}
+use crate::train::stages::StageName;
 
 /// One line of `metrics.jsonl`. Losses are in nats per predicted token; counters run over both stages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,7 +21,7 @@ pub struct Record {
     /// Optimizer step this record describes, counted from 1 over both stages.
     pub step: u64,
     /// The stage the step belongs to.
-    pub stage: StageKind,
+    pub stage: StageName,
     /// Tokens read since the start of the run.
     pub tokens: u64,
     /// Positions trained on since the start of the run; a patch is one position.

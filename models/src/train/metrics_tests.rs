@@ -27,9 +27,9 @@ impl Drop for Folder {
 
 fn record(step: u64) -> Record {
     let stage = if step <= 2 {
-        StageKind::Patch
+        StageName::Patch
     } else {
-        StageKind::Token
+        StageName::Token
     };
     Record {
         step,
@@ -37,7 +37,7 @@ fn record(step: u64) -> Record {
         tokens: 4096 * step,
         positions: 1024 * step,
         loss: 5.0 / 3.0 + 0.1 * step as f64,
-        loss_above_floor: (stage == StageKind::Patch).then_some(0.1 + 0.2),
+        loss_above_floor: (stage == StageName::Patch).then_some(0.1 + 0.2),
         val_loss: (step == 3).then_some(1.1 / 0.7),
         lr: 2e-3,
         grad_norm: 0.7,
