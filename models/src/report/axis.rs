@@ -14,98 +14,37 @@ pub(super) struct Unit {
 
 /// Units of tokens.
 pub(super) const TOKENS: &[Unit] = &[
-    Unit {
-        size: 1.0,
-        name: "tokens",
-    },
-    Unit {
-        size: 1e3,
-        name: "thousand tokens",
-    },
-    Unit {
-        size: 1e6,
-        name: "million tokens",
-    },
-    Unit {
-        size: 1e9,
-        name: "billion tokens",
-    },
+    Unit { size: 1.0, name: "tokens" },
+    Unit { size: 1e3, name: "thousand tokens" },
+    Unit { size: 1e6, name: "million tokens" },
+    Unit { size: 1e9, name: "billion tokens" },
 ];
 /// Units of model FLOPs.
 pub(super) const FLOPS: &[Unit] = &[
-    Unit {
-        size: 1.0,
-        name: "model FLOPs",
-    },
-    Unit {
-        size: 1e6,
-        name: "model MFLOPs (1e6)",
-    },
-    Unit {
-        size: 1e9,
-        name: "model GFLOPs (1e9)",
-    },
-    Unit {
-        size: 1e12,
-        name: "model TFLOPs (1e12)",
-    },
-    Unit {
-        size: 1e15,
-        name: "model PFLOPs (1e15)",
-    },
-    Unit {
-        size: 1e18,
-        name: "model EFLOPs (1e18)",
-    },
+    Unit { size: 1.0, name: "model FLOPs" },
+    Unit { size: 1e6, name: "model MFLOPs (1e6)" },
+    Unit { size: 1e9, name: "model GFLOPs (1e9)" },
+    Unit { size: 1e12, name: "model TFLOPs (1e12)" },
+    Unit { size: 1e15, name: "model PFLOPs (1e15)" },
+    Unit { size: 1e18, name: "model EFLOPs (1e18)" },
 ];
 /// Units of time.
-pub(super) const SECONDS: &[Unit] = &[
-    Unit {
-        size: 1.0,
-        name: "seconds",
-    },
-    Unit {
-        size: 60.0,
-        name: "minutes",
-    },
-    Unit {
-        size: 3600.0,
-        name: "hours",
-    },
-];
+pub(super) const SECONDS: &[Unit] =
+    &[Unit { size: 1.0, name: "seconds" }, Unit { size: 60.0, name: "minutes" }, Unit { size: 3600.0, name: "hours" }];
 /// Units of speed.
 pub(super) const SPEED: &[Unit] = &[
-    Unit {
-        size: 1.0,
-        name: "tokens/s",
-    },
-    Unit {
-        size: 1e3,
-        name: "thousand tokens/s",
-    },
-    Unit {
-        size: 1e6,
-        name: "million tokens/s",
-    },
+    Unit { size: 1.0, name: "tokens/s" },
+    Unit { size: 1e3, name: "thousand tokens/s" },
+    Unit { size: 1e6, name: "million tokens/s" },
 ];
 /// A number that is its own unit.
-pub(super) const PLAIN: &[Unit] = &[Unit {
-    size: 1.0,
-    name: "",
-}];
+pub(super) const PLAIN: &[Unit] = &[Unit { size: 1.0, name: "" }];
 /// Steps are never rescaled.
-pub(super) const STEPS: &[Unit] = &[Unit {
-    size: 1.0,
-    name: "step",
-}];
+pub(super) const STEPS: &[Unit] = &[Unit { size: 1.0, name: "step" }];
 
 /// The largest unit that leaves `max` at two or more, else the smallest.
 pub(super) fn unit(units: &[Unit], max: f64) -> Unit {
-    *units
-        .iter()
-        .rev()
-        .find(|unit| max >= 2.0 * unit.size)
-        .unwrap_or(&units[0])
+    *units.iter().rev().find(|unit| max >= 2.0 * unit.size).unwrap_or(&units[0])
 }
 
 /// Multiples of 1, 2 or 5 times a power of ten in `low..=high`, about `count` of them, each with its label; all
@@ -114,15 +53,10 @@ pub(super) fn ticks(low: f64, high: f64, count: usize) -> Vec<(f64, String)> {
     let wanted = (high - low) / count.max(1) as f64;
     let power = wanted.log10().floor();
     // The last factor always fits: wanted < 10^(power + 1).
-    let factor = [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .find(|factor| factor * 10f64.powf(power) >= wanted);
+    let factor = [1.0, 2.0, 5.0, 10.0].into_iter().find(|factor| factor * 10f64.powf(power) >= wanted);
     let step = factor.unwrap_or(10.0) * 10f64.powf(power);
     let decimals = (-(step.log10() + 1e-9).floor()).max(0.0) as usize;
-    let (first, last) = (
-        (low / step - 1e-9).ceil() as i64,
-        (high / step + 1e-9).floor() as i64,
-    );
+    let (first, last) = ((low / step - 1e-9).ceil() as i64, (high / step + 1e-9).floor() as i64);
     (first..=last)
         .map(|index| {
             let value = index as f64 * step;
@@ -141,10 +75,7 @@ fn scientific(value: f64) -> String {
     let text = format!("{value:.2e}");
     match text.split_once('e') {
         Some((digits, exponent)) => {
-            format!(
-                "{}e{exponent}",
-                digits.trim_end_matches('0').trim_end_matches('.')
-            )
+            format!("{}e{exponent}", digits.trim_end_matches('0').trim_end_matches('.'))
         }
         None => text,
     }
@@ -164,12 +95,7 @@ impl Axis {
         let unit = unit(units, high);
         let mut ticks = ticks(low / unit.size, high / unit.size, count);
         ticks.iter_mut().for_each(|(value, _)| *value *= unit.size);
-        Self {
-            low,
-            high,
-            unit,
-            ticks,
-        }
+        Self { low, high, unit, ticks }
     }
 
     /// Name of the unit.

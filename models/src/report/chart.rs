@@ -95,89 +95,41 @@ impl Chart<'_> {
         };
         let mut svg = String::new();
         self.draw_into(&mut svg, &limits).map_err(|error| {
-            Error::Metrics(format!(
-                "the chart `{}` of the report cannot be drawn: {error}",
-                self.label
-            ))
+            Error::Metrics(format!("the chart `{}` of the report cannot be drawn: {error}", self.label))
         })?;
         // The page is HTML: no name space, and a size that follows the column.
         let body = svg.split_once('>').map_or("", |(_, body)| body);
         let (width, height) = (self.size.0 * ZOOM, self.size.1 * ZOOM);
         let label = super::page::escape(self.label);
-        let svg = format!(
-            "<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{label}\">{body}"
-        );
-        let above = |line: &Line| {
-            line.points
-                .iter()
-                .any(|&(x, y)| x >= limits.left && y > limits.high)
-        };
-        Ok(Some(Drawing {
-            svg,
-            cut: self.lines.iter().any(above),
-        }))
+        let svg = format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{label}\">{body}");
+        let above = |line: &Line| line.points.iter().any(|&(x, y)| x >= limits.left && y > limits.high);
+        Ok(Some(Drawing { svg, cut: self.lines.iter().any(above) }))
     }
 
     fn limits(&self) -> Option<Limits> {
         let left = self.left;
-        let all = || {
-            self.lines
-                .iter()
-                .flat_map(|line| &line.points)
-                .filter(|(x, _)| *x >= left)
-        };
+        let all = || self.lines.iter().flat_map(|line| &line.points).filter(|(x, _)| *x >= left);
         let right = all().map(|point| point.0).fold(left, f64::max);
         let settled = left + (right - left) / 40.0;
-        let shown = all()
-            .filter(|point| left > 0.0 || point.0 >= settled)
-            .map(|point| point.1);
-        let (low, high) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| {
-            (low.min(y), high.max(y))
-        });
+        let shown = all().filter(|point| left > 0.0 || point.0 >= settled).map(|point| point.1);
+        let (low, high) = shown.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
         if right <= left || low > high {
             return None;
         }
-        let low = if self.bottom == Bottom::Zero {
-            low.min(0.0)
-        } else {
-            low
-        };
+        let low = if self.bottom == Bottom::Zero { low.min(0.0) } else { low };
         let room = match high - low {
             0.0 => high.abs().max(1e-12) * 0.1,
             span => span * 0.05,
         };
-        let low = if self.bottom == Bottom::Zero {
-            low
-        } else {
-            low - room
-        };
-        Some(Limits {
-            left,
-            right,
-            low,
-            high: high + room,
-        })
+        let low = if self.bottom == Bottom::Zero { low } else { low - room };
+        Some(Limits { left, right, low, high: high + room })
     }
 
-    fn draw_into(
-        &self,
-        svg: &mut String,
-        limits: &Limits,
-    ) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    fn draw_into(&self, svg: &mut String, limits: &Limits) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
         let (width, height) = (self.size.0 * ZOOM, self.size.1 * ZOOM);
         let root = SVGBackend::with_string(svg, (width as u32, height as u32)).into_drawing_area();
-        let x = Axis::new(
-            limits.left,
-            limits.right,
-            self.x_units,
-            self.size.0 as usize / 110,
-        );
-        let y = Axis::new(
-            limits.low,
-            limits.high,
-            self.y_units,
-            self.size.1 as usize / 55,
-        );
+        let x = Axis::new(limits.left, limits.right, self.x_units, self.size.0 as usize / 110);
+        let y = Axis::new(limits.low, limits.high, self.y_units, self.size.1 as usize / 55);
         let x_name = x.unit_name();
         let y_name = match y.unit_name() {
             "" => self.y_name.to_owned(),
@@ -216,9 +168,7 @@ impl Chart<'_> {
                 chart.draw_series(LineSeries::new(piece, style))?;
             }
             if line.look == Look::Marked {
-                let inside = |&&(x, y): &&(f64, f64)| {
-                    x >= limits.left && y >= limits.low && y <= limits.high
-                };
+                let inside = |&&(x, y): &&(f64, f64)| x >= limits.left && y >= limits.low && y <= limits.high;
                 let mark = |&point| Circle::new(point, 3 * ZOOM, line.ink.color().filled());
                 chart.draw_series(points.iter().filter(inside).map(mark))?;
             }
@@ -235,10 +185,7 @@ impl Chart<'_> {
     }
 
     fn thinned(&self, line: &Line) -> Points {
-        curve::thin(
-            &line.points,
-            self.size.0 as usize * POINTS_PER_HUNDRED / 100,
-        )
+        curve::thin(&line.points, self.size.0 as usize * POINTS_PER_HUNDRED / 100)
     }
 
     /// Names the stages on both sides of a switch at `place`, where there is room: not in a small chart, and not

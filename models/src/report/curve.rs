@@ -12,12 +12,8 @@ pub(super) fn points<'a>(
     x: impl Fn(&Record) -> f64,
     y: impl Fn(&Record) -> Option<f64>,
 ) -> Points {
-    let pairs = records
-        .into_iter()
-        .filter_map(|record| Some((x(record), y(record)?)));
-    pairs
-        .filter(|(x, y)| x.is_finite() && y.is_finite())
-        .collect()
+    let pairs = records.into_iter().filter_map(|record| Some((x(record), y(record)?)));
+    pairs.filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
 }
 
 /// Width of the moving mean for a run of `records`: a fiftieth of it, odd.
@@ -36,10 +32,7 @@ pub(super) fn smooth(points: &[(f64, f64)], window: usize) -> Points {
     let at = |index: usize| {
         let low = index - half.min(index);
         let high = (index + half.min(index) + 1).min(points.len());
-        (
-            points[index].0,
-            (sums[high] - sums[low]) / (high - low) as f64,
-        )
+        (points[index].0, (sums[high] - sums[low]) / (high - low) as f64)
     };
     (0..points.len()).map(at).collect()
 }
@@ -86,21 +79,11 @@ pub(super) fn cut(points: &[(f64, f64)], left: f64, low: f64, high: f64) -> Vec<
 }
 
 /// The part of one segment inside the limits (Liang and Barsky), or `None` if there is none.
-fn cut_segment(
-    from: (f64, f64),
-    to: (f64, f64),
-    left: f64,
-    low: f64,
-    high: f64,
-) -> Option<((f64, f64), (f64, f64))> {
+fn cut_segment(from: (f64, f64), to: (f64, f64), left: f64, low: f64, high: f64) -> Option<((f64, f64), (f64, f64))> {
     let (dx, dy) = (to.0 - from.0, to.1 - from.1);
     let (mut enter, mut leave) = (0f64, 1f64);
     // Each limit reads: slope * t <= room.
-    for (slope, room) in [
-        (-dx, from.0 - left),
-        (-dy, from.1 - low),
-        (dy, high - from.1),
-    ] {
+    for (slope, room) in [(-dx, from.0 - left), (-dy, from.1 - low), (dy, high - from.1)] {
         if slope == 0.0 {
             if room < 0.0 {
                 return None;
@@ -122,16 +105,10 @@ fn cut_segment(
 /// The mean of several curves, point by point; `None` where they have no points in common. Runs of one arm are
 /// evaluated at the same steps, so their points correspond; a curve that is shorter ends the mean.
 pub(super) fn mean(curves: &[Points]) -> Option<Points> {
-    let length = curves
-        .iter()
-        .map(Vec::len)
-        .min()
-        .filter(|length| *length > 0)?;
+    let length = curves.iter().map(Vec::len).min().filter(|length| *length > 0)?;
     let count = curves.len() as f64;
     let at = |index: usize| {
-        let sum = |axis: fn(&(f64, f64)) -> f64| {
-            curves.iter().map(|curve| axis(&curve[index])).sum::<f64>()
-        };
+        let sum = |axis: fn(&(f64, f64)) -> f64| curves.iter().map(|curve| axis(&curve[index])).sum::<f64>();
         (sum(|point| point.0) / count, sum(|point| point.1) / count)
     };
     Some((0..length).map(at).collect())

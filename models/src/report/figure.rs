@@ -14,11 +14,7 @@ pub(super) struct Key {
 
 impl Key {
     pub(super) fn new(ink: Ink, look: Look, text: impl Into<String>) -> Self {
-        Self {
-            ink,
-            look,
-            text: text.into(),
-        }
+        Self { ink, look, text: text.into() }
     }
 
     fn html(&self) -> String {
@@ -28,10 +24,7 @@ impl Key {
             Look::Marked => " marked",
         };
         let text = escape(&self.text);
-        format!(
-            "<li><span class=\"swatch {}{look}\"></span>{text}</li>",
-            self.ink.name()
-        )
+        format!("<li><span class=\"swatch {}{look}\"></span>{text}</li>", self.ink.name())
     }
 }
 
@@ -48,20 +41,11 @@ pub(super) fn legend(keys: &[Key]) -> String {
 ///
 /// # Errors
 /// A chart that cannot be drawn.
-pub(super) fn figure(
-    heading: &str,
-    chart: &Chart<'_>,
-    keys: &[Key],
-    caption: &str,
-) -> Result<String> {
+pub(super) fn figure(heading: &str, chart: &Chart<'_>, keys: &[Key], caption: &str) -> Result<String> {
     let Some(drawing) = chart.draw()? else {
         return Ok(String::new());
     };
-    let cut = if drawing.cut {
-        " What lies above the upper edge is cut."
-    } else {
-        ""
-    };
+    let cut = if drawing.cut { " What lies above the upper edge is cut." } else { "" };
     let caption = match format!("{caption}{cut}").trim() {
         "" => String::new(),
         text => format!("<p>{}</p>\n", escape(text)),

@@ -89,12 +89,8 @@ impl Ink {
 /// Variables for both schemes, and the rules that put them on what Plotters drew.
 pub(super) fn css() -> String {
     let mut css = String::new();
-    for (scheme, (open, close)) in [
-        (":root{", "}\n"),
-        ("@media (prefers-color-scheme:dark){:root{", "}}\n"),
-    ]
-    .iter()
-    .enumerate()
+    for (scheme, (open, close)) in
+        [(":root{", "}\n"), ("@media (prefers-color-scheme:dark){:root{", "}}\n")].iter().enumerate()
     {
         css.push_str(open);
         for ink in Ink::ALL {
@@ -105,19 +101,12 @@ pub(super) fn css() -> String {
     for ink in Ink::ALL {
         let (name, drawn) = (ink.name(), ink.colors()[0]);
         for property in ["stroke", "fill"] {
-            let _ = writeln!(
-                css,
-                "svg [{property}=\"#{drawn:06X}\"]{{{property}:var(--{name})}}"
-            );
+            let _ = writeln!(css, "svg [{property}=\"#{drawn:06X}\"]{{{property}:var(--{name})}}");
         }
         let _ = writeln!(css, ".swatch.{name}{{color:var(--{name})}}");
     }
     for (ink, dash) in [(Ink::Floor, "20 14"), (Ink::Switch, "8 12")] {
-        let _ = writeln!(
-            css,
-            "svg [stroke=\"#{:06X}\"]{{stroke-dasharray:{dash}}}",
-            ink.colors()[0]
-        );
+        let _ = writeln!(css, "svg [stroke=\"#{:06X}\"]{{stroke-dasharray:{dash}}}", ink.colors()[0]);
     }
     css
 }

@@ -81,13 +81,7 @@ impl StageSummary {
                 model_flops: last.model_flops - before.3,
                 seconds: last.seconds - before.4,
             });
-            before = (
-                last.step,
-                last.tokens,
-                last.positions,
-                last.model_flops,
-                last.seconds,
-            );
+            before = (last.step, last.tokens, last.positions, last.model_flops, last.seconds);
         }
         summaries
     }

@@ -31,11 +31,7 @@ pub(super) fn flops(value: f64) -> String {
 
 /// Three significant digits or so, without an exponent: `0.0123`, `1.23`, `12.3`, `123`.
 pub(super) fn short(value: f64) -> String {
-    let magnitude = if value == 0.0 {
-        0.0
-    } else {
-        value.abs().log10().floor()
-    };
+    let magnitude = if value == 0.0 { 0.0 } else { value.abs().log10().floor() };
     format!("{value:.*}", (2.0 - magnitude).clamp(0.0, 6.0) as usize)
 }
 
@@ -69,22 +65,15 @@ impl MeanSpread {
         }
         let mean = values.iter().sum::<f64>() / count;
         let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        Some(Self {
-            mean,
-            spread: (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()),
-        })
+        Some(Self { mean, spread: (values.len() > 1).then(|| (squares / (count - 1.0)).sqrt()) })
     }
 
     /// Half the width of the 95% confidence interval of the mean of `count` values, by Student's t; beyond eleven
     /// values the last quantile of the table serves, which is a little wide.
     pub(super) fn half_width_95(&self, count: usize) -> Option<f64> {
-        const QUANTILES: [f64; 10] = [
-            12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-        ];
+        const QUANTILES: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
         let freedom = count.checked_sub(1)?;
-        let quantile = QUANTILES
-            .get(freedom.checked_sub(1)?)
-            .unwrap_or(&QUANTILES[9]);
+        let quantile = QUANTILES.get(freedom.checked_sub(1)?).unwrap_or(&QUANTILES[9]);
         Some(quantile * self.spread? / (count as f64).sqrt())
     }
 

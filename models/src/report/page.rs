@@ -53,10 +53,7 @@ pub(super) fn notes(notes: &[String]) -> String {
     if notes.is_empty() {
         return String::new();
     }
-    let items: String = notes
-        .iter()
-        .map(|note| format!("<li>{}</li>\n", escape(note)))
-        .collect();
+    let items: String = notes.iter().map(|note| format!("<li>{}</li>\n", escape(note))).collect();
     section("Notes", &format!("<ul class=\"notes\">\n{items}</ul>\n"))
 }
 
@@ -70,10 +67,7 @@ pub(super) fn figures(figures: &[(&str, String, String)]) -> String {
     let mut html = String::from("<dl class=\"figures\">\n");
     for (name, value, beside) in figures {
         let (name, value, beside) = (escape(name), escape(value), escape(beside));
-        let _ = writeln!(
-            html,
-            "<div><dt>{name}</dt><dd>{value}<small>{beside}</small></dd></div>"
-        );
+        let _ = writeln!(html, "<div><dt>{name}</dt><dd>{value}<small>{beside}</small></dd></div>");
     }
     html + "</dl>\n"
 }
@@ -90,11 +84,6 @@ pub(super) fn table<H: Display, C: Display>(head: &[H], rows: &[Vec<C>]) -> Stri
         html + "</tr>\n"
     };
     let head = row(head.iter().map(H::to_string).collect(), "th").replace(" scope=\"row\"", "");
-    let rows: String = rows
-        .iter()
-        .map(|cells| row(cells.iter().map(C::to_string).collect(), "td"))
-        .collect();
-    format!(
-        "<div class=\"scroll\"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n"
-    )
+    let rows: String = rows.iter().map(|cells| row(cells.iter().map(C::to_string).collect(), "td")).collect();
+    format!("<div class=\"scroll\"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n")
 }

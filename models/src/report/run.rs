@@ -14,46 +14,30 @@ use crate::train::stages::StageName;
 
 pub(super) fn html(report: &RunReport) -> Result<String> {
     let mut body = key_figures(report);
-    body.push_str(&format!(
-        "<p class=\"verdict\">{}</p>\n",
-        page::escape(&verdict(report))
-    ));
+    body.push_str(&format!("<p class=\"verdict\">{}</p>\n", page::escape(&verdict(report))));
     body.push_str(&charts(report)?);
     body.push_str(&page::section("Stages", &stage_table(report)));
     if !report.sample.is_empty() {
         let sample = page::quoted(&report.sample, "sample");
-        body.push_str(&page::section(
-            "Sample",
-            &format!("{}{sample}", page::paragraph(SAMPLE_NOTE)),
-        ));
+        body.push_str(&page::section("Sample", &format!("{}{sample}", page::paragraph(SAMPLE_NOTE))));
     }
     body.push_str(&page::notes(&report.notes));
-    body.push_str(&page::section(
-        "Configuration",
-        &page::quoted(&report.config_toml, "config"),
-    ));
-    let subtitle = format!(
-        "Training run, {} parameters",
-        number::grouped(report.parameters)
-    );
+    body.push_str(&page::section("Configuration", &page::quoted(&report.config_toml, "config")));
+    let subtitle = format!("Training run, {} parameters", number::grouped(report.parameters));
     Ok(page::page(&report.title, &subtitle, &body))
 }
 
 const SAMPLE_NOTE: &str = "Written by the trained model, as it came.";
 
 fn total(report: &RunReport) -> (u64, u64, f64, f64) {
-    report.records.last().map_or((0, 0, 0.0, 0.0), |last| {
-        (last.step, last.tokens, last.model_flops, last.seconds)
-    })
+    report.records.last().map_or((0, 0, 0.0, 0.0), |last| (last.step, last.tokens, last.model_flops, last.seconds))
 }
 
 fn key_figures(report: &RunReport) -> String {
     let (steps, tokens, flops, seconds) = total(report);
     let mut figures = Vec::new();
     if let Some(end) = report.evaluation {
-        let from = |text: Option<String>| {
-            text.map_or(String::new(), |text| format!("{text} at the start"))
-        };
+        let from = |text: Option<String>| text.map_or(String::new(), |text| format!("{text} at the start"));
         let start = report.initial;
         figures.push((
             "Validation loss",
@@ -71,24 +55,12 @@ fn key_figures(report: &RunReport) -> String {
             from(start.map(|start| format!("of text, {:.2}", start.bits_per_byte))),
         ));
     }
-    figures.push((
-        "Tokens read",
-        number::compact(tokens),
-        format!("in {} steps", number::grouped(steps)),
-    ));
-    figures.push((
-        "Model FLOPs",
-        number::flops(flops),
-        format!("in {}", number::duration(seconds)),
-    ));
+    figures.push(("Tokens read", number::compact(tokens), format!("in {} steps", number::grouped(steps))));
+    figures.push(("Model FLOPs", number::flops(flops), format!("in {}", number::duration(seconds))));
     let stages = StageSummary::from_records(&report.records, &report.stages);
     if let Some(ratio) = patch_speed_up(&stages) {
         let text = "tokens/s, patch stage over token stage".to_owned();
-        figures.push((
-            "Speed of patches",
-            format!("{}×", number::short(ratio)),
-            text,
-        ));
+        figures.push(("Speed of patches", format!("{}×", number::short(ratio)), text));
     }
     page::figures(&figures)
 }
@@ -98,10 +70,7 @@ fn verdict(report: &RunReport) -> String {
     if report.evaluation.is_some() {
         return scale::sentences(report.parameters, tokens as f64);
     }
-    let unfinished = format!(
-        "This run has not finished: it is shown up to step {}. ",
-        number::grouped(steps)
-    );
+    let unfinished = format!("This run has not finished: it is shown up to step {}. ", number::grouped(steps));
     unfinished + &scale::sentences(report.parameters, tokens as f64)
 }
 
@@ -135,22 +104,14 @@ fn switches(stretches: &[Stretch<'_>], x: impl Fn(&Record) -> f64) -> Vec<Switch
 }
 
 /// Raw values of `y`, faint, and over them their moving means; stages are never mixed in a mean.
-fn noisy(
-    stretches: &[Stretch<'_>],
-    x: impl Fn(&Record) -> f64 + Copy,
-    y: impl Fn(&Record) -> f64 + Copy,
-) -> Vec<Line> {
+fn noisy(stretches: &[Stretch<'_>], x: impl Fn(&Record) -> f64 + Copy, y: impl Fn(&Record) -> f64 + Copy) -> Vec<Line> {
     let mut raw = Vec::new();
     for stretch in stretches {
         let points = curve::points(stretch.records, x, |record| Some(y(record)));
         raw.push(Line { ink: Ink::of_stage(stretch.summary.stage), look: Look::Faint, points });
     }
     let window = window(stretches);
-    let mean = |line: &Line| Line {
-        ink: line.ink,
-        look: Look::Solid,
-        points: curve::smooth(&line.points, window),
-    };
+    let mean = |line: &Line| Line { ink: line.ink, look: Look::Solid, points: curve::smooth(&line.points, window) };
     let means: Vec<Line> = raw.iter().map(mean).collect();
     raw.into_iter().chain(means).collect()
 }
@@ -206,11 +167,7 @@ fn loss_figure(
     }
     let points = validation(report, x);
     if !points.is_empty() {
-        lines.push(Line {
-            ink: Ink::Validation,
-            look: Look::Marked,
-            points,
-        });
+        lines.push(Line { ink: Ink::Validation, look: Look::Marked, points });
         let text = "validation loss: token level, the same windows in both stages";
         keys.push(Key::new(Ink::Validation, Look::Marked, text));
     }
@@ -231,22 +188,15 @@ fn loss_figure(
 fn charts(report: &RunReport) -> Result<String> {
     let stretches = stretches(report);
     if report.records.len() < 2 {
-        return Ok(page::paragraph(
-            "Too few steps were recorded to draw a curve.",
-        ));
+        return Ok(page::paragraph("Too few steps were recorded to draw a curve."));
     }
     let window = window(&stretches);
     let smoothing = format!(
         "Training losses are centred means over {window} recorded steps, within a stage (fewer at its ends); raw \
          values stand behind them, faint."
     );
-    let mut html = loss_figure(
-        report,
-        "Loss over tokens read",
-        axis::TOKENS,
-        |record| record.tokens as f64,
-        &smoothing,
-    )?;
+    let mut html =
+        loss_figure(report, "Loss over tokens read", axis::TOKENS, |record| record.tokens as f64, &smoothing)?;
     html += &loss_figure(
         report,
         "Loss over compute",
@@ -276,30 +226,20 @@ fn charts(report: &RunReport) -> Result<String> {
         figure(heading, &chart, &[], "")
     };
     let mut row = small("Learning rate", "learning rate", axis::PLAIN, lr.collect())?;
-    row += &small(
-        "Gradient norm",
-        "norm before clipping",
-        axis::PLAIN,
-        noisy(&stretches, step, |r| r.grad_norm),
-    )?;
+    row += &small("Gradient norm", "norm before clipping", axis::PLAIN, noisy(&stretches, step, |r| r.grad_norm))?;
     let speed = noisy(&stretches, step, |record| record.tokens_per_second);
     row += &small("Throughput", "speed", axis::SPEED, speed)?;
     let keys = [
         Key::new(Ink::Patch, Look::Solid, "patch stage"),
         Key::new(Ink::Token, Look::Solid, "token stage"),
-        Key::new(
-            Ink::Axis,
-            Look::Faint,
-            "raw values, behind their centred means",
-        ),
+        Key::new(Ink::Axis, Look::Faint, "raw values, behind their centred means"),
     ];
     let body = format!("{}<div class=\"row\">\n{row}</div>\n", legend(&keys));
     Ok(html + &page::section("Optimisation and speed", &body))
 }
 
 fn stage_table(report: &RunReport) -> String {
-    let head =
-        ["stage", "K", "steps", "tokens", "positions", "model FLOPs", "time", "tokens/s", "speed-up"];
+    let head = ["stage", "K", "steps", "tokens", "positions", "model FLOPs", "time", "tokens/s", "speed-up"];
     let stages = StageSummary::from_records(&report.records, &report.stages);
     let speed = |stage: &StageSummary| stage.tokens_per_second();
     let base = stages.iter().find(|stage| stage.stage == StageName::Token).and_then(speed);

@@ -10,10 +10,7 @@ const PARITY: f64 = 300.0;
 /// The sentences for a model of `parameters` that read `tokens`.
 pub(super) fn sentences(parameters: u64, tokens: f64) -> String {
     let ratio = tokens / parameters.max(1) as f64;
-    let read = format!(
-        "{} training tokens per parameter were read here",
-        number::short(ratio)
-    );
+    let read = format!("{} training tokens per parameter were read here", number::short(ratio));
     if ratio < PARITY {
         format!(
             "What a run of this size can show: {read}. That is enough for the mechanics: patches read tokens several \

@@ -15,19 +15,13 @@ struct Noise(u64);
 
 impl Noise {
     fn next(&mut self) -> f64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 }
 
 pub(crate) fn evaluation(loss: f64) -> Evaluation {
-    Evaluation {
-        loss,
-        bits_per_byte: loss / std::f64::consts::LN_2 / BYTES_PER_TOKEN,
-    }
+    Evaluation { loss, bits_per_byte: loss / std::f64::consts::LN_2 / BYTES_PER_TOKEN }
 }
 
 /// A run of `steps`, the first `patch_steps` of them on patches.
@@ -39,43 +33,26 @@ pub(crate) fn records(steps: u64, patch_steps: u64, seed: u64) -> Vec<Record> {
     let record = |step: u64| {
         let patches = step <= patch_steps;
         let in_stage = (if patches { step } else { step - patch_steps }) as f64;
-        let learned = if patches {
-            0.0
-        } else {
-            patch_steps as f64 * 0.9
-        };
+        let learned = if patches { 0.0 } else { patch_steps as f64 * 0.9 };
         let (start, floor) = if patches { (5.55, 2.35) } else { (5.55, end) };
         let fall = (start - floor) * (1.0 + (in_stage + learned) / 6.0).powf(-0.55);
-        let jump = if patches || patch_steps == 0 {
-            0.0
-        } else {
-            1.1 * (-in_stage / 40.0).exp()
-        };
+        let jump = if patches || patch_steps == 0 { 0.0 } else { 1.1 * (-in_stage / 40.0).exp() };
         let loss = floor + fall + jump + 0.05 * noise.next();
         tokens += POSITIONS_PER_STEP * if patches { PATCH_SIZE } else { 1 };
         let took = 0.105 * (1.0 + 0.06 * noise.next());
         seconds += took;
         let progress = step as f64 / steps as f64;
-        let blind = if patches {
-            0.9 + 2.0 * (-in_stage / 60.0).exp()
-        } else {
-            0.0
-        };
+        let blind = if patches { 0.9 + 2.0 * (-in_stage / 60.0).exp() } else { 0.0 };
         let evaluated = step.is_multiple_of(75) || step == steps;
         Record {
             step,
-            stage: if patches {
-                StageName::Patch
-            } else {
-                StageName::Token
-            },
+            stage: if patches { StageName::Patch } else { StageName::Token },
             tokens,
             positions: POSITIONS_PER_STEP * step,
             loss,
             loss_above_floor: patches.then_some(loss - 1.27),
             val_loss: evaluated.then_some(loss - 0.05 * noise.next() + 0.04 + blind),
-            lr: 2e-3
-                * (step as f64 / 50.0).min(0.5 + 0.5 * (std::f64::consts::PI * progress).cos()),
+            lr: 2e-3 * (step as f64 / 50.0).min(0.5 + 0.5 * (std::f64::consts::PI * progress).cos()),
             grad_norm: 0.35 + 3.0 / (1.0 + in_stage / 8.0) + 0.08 * noise.next(),
             tokens_per_second: POSITIONS_PER_STEP as f64 * if patches { 3.6 } else { 1.0 } / took,
             model_flops: step as f64 * POSITIONS_PER_STEP as f64 * FLOPS_PER_POSITION,
@@ -153,19 +130,14 @@ pub(crate) fn comparison(seeds: u64) -> CompareReport {
     let arm = |name: &str, patch_steps, cost_by_formula, offset| Arm {
         name: name.to_owned(),
         cost_by_formula,
-        seeds: (1..=seeds)
-            .map(|seed| seed_run(1464, patch_steps, seed + offset))
-            .collect(),
+        seeds: (1..=seeds).map(|seed| seed_run(1464, patch_steps, seed + offset)).collect(),
     };
     CompareReport {
         title: "runs/comparison".to_owned(),
         budget: EqualBudget::Compute,
         config_toml: "[model]\npreset = \"tiny\"\n".to_owned(),
         parameters: PARAMETERS,
-        arms: vec![
-            arm("token-level only", 0, 1.0, 0),
-            arm("patch-then-token, K = 4", 488, 0.5, 100),
-        ],
+        arms: vec![arm("token-level only", 0, 1.0, 0), arm("patch-then-token, K = 4", 488, 0.5, 100)],
         notes: Vec::new(),
     }
 }

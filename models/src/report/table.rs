@@ -9,9 +9,7 @@ use super::{Arm, CompareReport, SeedRun};
 /// The comparison as a table for a terminal: a row for each quantity, a column for each arm.
 pub fn compare_table(report: &CompareReport) -> String {
     let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_FULL_CONDENSED)
-        .set_header(head(report));
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(head(report));
     for row in rows(report) {
         table.add_row(row);
     }
@@ -27,60 +25,35 @@ pub(super) fn head(report: &CompareReport) -> Vec<String> {
         Some(2..) => format!("mean ± spread over {} seeds", report.arms[0].seeds.len()),
         _ => "one seed".to_owned(),
     };
-    std::iter::once(first)
-        .chain(report.arms.iter().map(|arm| arm.name.clone()))
-        .collect()
+    std::iter::once(first).chain(report.arms.iter().map(|arm| arm.name.clone())).collect()
 }
 
 /// Cells, the name of the quantity first.
 pub(super) fn rows(report: &CompareReport) -> Vec<Vec<String>> {
     let row = |name: &str, cell: &dyn Fn(&Arm) -> Option<String>| {
-        let cells = report
-            .arms
-            .iter()
-            .map(|arm| cell(arm).unwrap_or("–".to_owned()));
+        let cells = report.arms.iter().map(|arm| cell(arm).unwrap_or("–".to_owned()));
         std::iter::once(name.to_owned()).chain(cells).collect()
     };
-    let over =
-        |arm: &Arm, value: &dyn Fn(&SeedRun) -> f64| MeanSpread::of(arm.seeds.iter().map(value));
+    let over = |arm: &Arm, value: &dyn Fn(&SeedRun) -> f64| MeanSpread::of(arm.seeds.iter().map(value));
     let count = |value: f64| number::grouped(value.round() as u64);
-    let fixed = |arm: &Arm, decimals, value: &dyn Fn(&SeedRun) -> f64| {
-        over(arm, value).map(|mean| mean.fixed(decimals))
-    };
+    let fixed =
+        |arm: &Arm, decimals, value: &dyn Fn(&SeedRun) -> f64| over(arm, value).map(|mean| mean.fixed(decimals));
     let cost = |arm: &Arm, spent: &dyn Fn(&SeedRun) -> f64| {
         let base = relative_to(report, spent)?;
         fixed(arm, 3, &|seed| spent(seed) / seed.tokens as f64 / base)
     };
     let formula = report.arms.first().map_or(1.0, |arm| arm.cost_by_formula);
     vec![
-        row("cost per token, by formula", &|arm| {
-            Some(format!("{:.3}", arm.cost_by_formula / formula))
-        }),
-        row("cost per token, in model FLOPs", &|arm| {
-            cost(arm, &|seed| seed.model_flops)
-        }),
-        row("cost per token, in seconds", &|arm| {
-            cost(arm, &|seed| seed.seconds)
-        }),
-        row("model FLOPs", &|arm| {
-            Some(number::flops(over(arm, &|seed| seed.model_flops)?.mean))
-        }),
+        row("cost per token, by formula", &|arm| Some(format!("{:.3}", arm.cost_by_formula / formula))),
+        row("cost per token, in model FLOPs", &|arm| cost(arm, &|seed| seed.model_flops)),
+        row("cost per token, in seconds", &|arm| cost(arm, &|seed| seed.seconds)),
+        row("model FLOPs", &|arm| Some(number::flops(over(arm, &|seed| seed.model_flops)?.mean))),
         row("seconds", &|arm| fixed(arm, 1, &|seed| seed.seconds)),
-        row("tokens read", &|arm| {
-            Some(count(over(arm, &|seed| seed.tokens as f64)?.mean))
-        }),
-        row("epochs", &|arm| {
-            Some(format!("{:.2}", over(arm, &|seed| seed.epochs)?.mean))
-        }),
-        row("validation loss (nats/token)", &|arm| {
-            fixed(arm, 4, &|seed| seed.evaluation.loss)
-        }),
-        row("perplexity", &|arm| {
-            fixed(arm, 3, &|seed| seed.evaluation.perplexity())
-        }),
-        row("bits per byte", &|arm| {
-            fixed(arm, 4, &|seed| seed.evaluation.bits_per_byte)
-        }),
+        row("tokens read", &|arm| Some(count(over(arm, &|seed| seed.tokens as f64)?.mean))),
+        row("epochs", &|arm| Some(format!("{:.2}", over(arm, &|seed| seed.epochs)?.mean))),
+        row("validation loss (nats/token)", &|arm| fixed(arm, 4, &|seed| seed.evaluation.loss)),
+        row("perplexity", &|arm| fixed(arm, 3, &|seed| seed.evaluation.perplexity())),
+        row("bits per byte", &|arm| fixed(arm, 4, &|seed| seed.evaluation.bits_per_byte)),
     ]
 }
 

@@ -12,10 +12,7 @@ use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 /// Attributes `name="value"` of a page.
 fn attributes<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
     let start = format!(" {name}=\"");
-    html.split(start.as_str())
-        .skip(1)
-        .filter_map(|rest| rest.split('"').next())
-        .collect()
+    html.split(start.as_str()).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }
 
 /// Panics unless every tag that opens is closed in order; void and self-closing tags aside.
@@ -23,17 +20,9 @@ fn assert_balanced(html: &str) {
     let mut open = Vec::new();
     for part in html.split('<').skip(1) {
         let tag = part.split('>').next().unwrap();
-        let name: String = tag
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '/')
-            .collect();
+        let name: String = tag.chars().take_while(|c| c.is_alphanumeric() || *c == '/').collect();
         if let Some(closed) = name.strip_prefix('/') {
-            assert_eq!(
-                open.pop().as_deref(),
-                Some(closed),
-                "before `<{}`",
-                &part[..part.len().min(60)]
-            );
+            assert_eq!(open.pop().as_deref(), Some(closed), "before `<{}`", &part[..part.len().min(60)]);
         } else if !tag.starts_with('!') && !tag.ends_with('/') && name != "meta" {
             open.push(name);
         }
@@ -42,18 +31,7 @@ fn assert_balanced(html: &str) {
 }
 
 fn assert_stands_alone(html: &str) {
-    for foreign in [
-        "http",
-        "<script",
-        "<link",
-        "<img",
-        "<iframe",
-        "src=",
-        "href=",
-        "url(",
-        "@import",
-        "javascript",
-    ] {
+    for foreign in ["http", "<script", "<link", "<img", "<iframe", "src=", "href=", "url(", "@import", "javascript"] {
         assert!(!html.contains(foreign), "the page holds `{foreign}`");
     }
     assert!(html.starts_with("<!DOCTYPE html>") && html.contains("<meta charset=\"utf-8\">"));
@@ -73,14 +51,9 @@ fn pages_stand_alone() {
 fn text_from_outside_is_escaped() {
     let html = run().html().unwrap();
     assert!(html.contains("<title>runs/first &lt;b&gt;try&lt;/b&gt; &amp; more</title>"));
-    assert!(html.contains(
-        "name = &quot;&lt;/pre&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;"
-    ));
+    assert!(html.contains("name = &quot;&lt;/pre&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;&quot;"));
     assert!(html.contains("burn bright &lt;&amp;&gt; so,\nThe more"));
-    assert!(
-        !html.contains('\u{1}') && html.contains('\u{fffd}'),
-        "controls become replacement characters"
-    );
+    assert!(!html.contains('\u{1}') && html.contains('\u{fffd}'), "controls become replacement characters");
     let mut report = comparison(2);
     report.title = "<i>t</i>".to_owned();
     report.config_toml = "a = \"<u>\"".to_owned();
@@ -99,10 +72,7 @@ fn every_drawn_color_has_a_rule() {
     for html in [run().html().unwrap(), comparison(2).html().unwrap()] {
         let mut drawn = 0;
         for property in ["stroke", "fill"] {
-            for color in attributes(&html, property)
-                .into_iter()
-                .filter(|color| *color != "none")
-            {
+            for color in attributes(&html, property).into_iter().filter(|color| *color != "none") {
                 drawn += 1;
                 let rule = format!("svg [{property}=\"{color}\"]{{{property}:var(--");
                 assert!(html.contains(&rule), "no rule for {property} {color}");
@@ -116,13 +86,7 @@ fn every_drawn_color_has_a_rule() {
 fn a_run_shows_its_charts_and_numbers() {
     let report = run();
     let html = report.html().unwrap();
-    let charts = [
-        "Loss over tokens read",
-        "Loss over compute",
-        "Learning rate",
-        "Gradient norm",
-        "Throughput",
-    ];
+    let charts = ["Loss over tokens read", "Loss over compute", "Learning rate", "Gradient norm", "Throughput"];
     assert_eq!(attributes(&html, "aria-label"), charts);
     assert_eq!(html.matches("\npatches of 4\n</text>").count(), 2);
     let last = report.records.last().unwrap();
@@ -139,9 +103,7 @@ fn a_run_shows_its_charts_and_numbers() {
     ] {
         assert!(html.contains(&number), "{number}");
     }
-    assert!(
-        html.contains("not comparable with a token loss") && html.contains("centred means over 29")
-    );
+    assert!(html.contains("not comparable with a token loss") && html.contains("centred means over 29"));
 }
 
 #[test]
@@ -160,24 +122,13 @@ fn a_run_of_tokens_alone_speaks_of_no_patches_in_its_legend() {
 fn runs_that_are_short_unfinished_or_broken_still_have_a_page() {
     let mut report = run();
     report.evaluation = None;
-    assert!(
-        report
-            .html()
-            .unwrap()
-            .contains("has not finished: it is shown up to step 1,464")
-    );
+    assert!(report.html().unwrap().contains("has not finished: it is shown up to step 1,464"));
     for record in report.records.iter_mut().step_by(7) {
         (record.loss, record.grad_norm) = (f64::NAN, f64::INFINITY);
     }
     let html = report.html().unwrap();
     let drawn: String = attributes(&html, "points").concat();
-    assert!(
-        !drawn.is_empty()
-            && drawn
-                .chars()
-                .all(|c| c.is_ascii_digit() || " ,-".contains(c)),
-        "finite pixels"
-    );
+    assert!(!drawn.is_empty() && drawn.chars().all(|c| c.is_ascii_digit() || " ,-".contains(c)), "finite pixels");
     for length in [0, 1, 2] {
         report.records.truncate(0);
         report.records.extend(records(length, length / 2, 1));
@@ -202,15 +153,9 @@ fn a_long_run_has_a_small_page() {
 #[test]
 fn what_a_run_can_show_depends_on_its_tokens_per_parameter() {
     let small = scale::sentences(1_000_000, 20e6);
-    assert!(
-        small.contains("20.0 training tokens per parameter") && small.contains("It is not enough"),
-        "{small}"
-    );
+    assert!(small.contains("20.0 training tokens per parameter") && small.contains("It is not enough"), "{small}");
     let large = scale::sentences(1_000_000, 400e6);
-    assert!(
-        large.contains("400 training tokens") && !large.contains("not enough"),
-        "{large}"
-    );
+    assert!(large.contains("400 training tokens") && !large.contains("not enough"), "{large}");
 }
 
 #[test]
@@ -238,17 +183,9 @@ fn patch_stages_of_several_sizes_are_kept_apart() {
 #[test]
 fn stages_are_differences_of_the_counters() {
     let stages = StageSummary::from_records(&records(30, 10, 1), &plan(30, 10));
-    let [patch, token] = stages.as_slice() else {
-        panic!("{stages:?}")
-    };
-    assert_eq!(
-        (patch.stage, patch.patch_size, patch.steps),
-        (StageName::Patch, 4, 10)
-    );
-    assert_eq!(
-        (token.stage, token.patch_size, token.steps),
-        (StageName::Token, 1, 20)
-    );
+    let [patch, token] = stages.as_slice() else { panic!("{stages:?}") };
+    assert_eq!((patch.stage, patch.patch_size, patch.steps), (StageName::Patch, 4, 10));
+    assert_eq!((token.stage, token.patch_size, token.steps), (StageName::Token, 1, 20));
     assert_eq!((patch.tokens, patch.positions), (10 * 4096 * 4, 10 * 4096));
     assert_eq!((token.tokens, token.positions), (20 * 4096, 20 * 4096));
     assert!((token.model_flops / patch.model_flops - 2.0).abs() < 1e-12);
@@ -260,16 +197,9 @@ fn stages_are_differences_of_the_counters() {
 /// A comparison whose figures are easy to follow: two seeds, losses 1.0 and 1.2 against 1.3 and 1.4.
 fn by_hand() -> CompareReport {
     let mut report = comparison(2);
-    for (arm, (losses, tokens)) in report
-        .arms
-        .iter_mut()
-        .zip([([1.0, 1.2], 1_000_000), ([1.3, 1.4], 2_000_000)])
-    {
+    for (arm, (losses, tokens)) in report.arms.iter_mut().zip([([1.0, 1.2], 1_000_000), ([1.3, 1.4], 2_000_000)]) {
         for (seed, loss) in arm.seeds.iter_mut().zip(losses) {
-            seed.evaluation = Evaluation {
-                loss,
-                bits_per_byte: 2.0 * loss,
-            };
+            seed.evaluation = Evaluation { loss, bits_per_byte: 2.0 * loss };
             (seed.tokens, seed.epochs, seed.model_flops, seed.seconds) = (tokens, 0.25, 4e12, 60.0);
         }
     }
@@ -281,33 +211,18 @@ fn the_table_holds_means_and_spreads() {
     let rows = table::rows(&by_hand());
     let row = |name: &str| rows.iter().find(|row| row[0].starts_with(name)).unwrap()[1..].to_vec();
     assert_eq!(row("cost per token, by formula"), ["1.000", "0.500"]);
-    assert_eq!(
-        row("cost per token, in model FLOPs"),
-        ["1.000 ± 0.000", "0.500 ± 0.000"]
-    );
-    assert_eq!(
-        row("cost per token, in seconds"),
-        ["1.000 ± 0.000", "0.500 ± 0.000"]
-    );
+    assert_eq!(row("cost per token, in model FLOPs"), ["1.000 ± 0.000", "0.500 ± 0.000"]);
+    assert_eq!(row("cost per token, in seconds"), ["1.000 ± 0.000", "0.500 ± 0.000"]);
     assert_eq!(row("model FLOPs"), ["4.00e12", "4.00e12"]);
     assert_eq!(row("tokens read"), ["1,000,000", "2,000,000"]);
     assert_eq!(row("epochs"), ["0.25", "0.25"]);
-    assert_eq!(
-        row("validation loss"),
-        ["1.1000 ± 0.1414", "1.3500 ± 0.0707"]
-    );
+    assert_eq!(row("validation loss"), ["1.1000 ± 0.1414", "1.3500 ± 0.0707"]);
     assert_eq!(row("bits per byte"), ["2.2000 ± 0.2828", "2.7000 ± 0.1414"]);
     let perplexity = MeanSpread::of([1f64.exp(), 1.2f64.exp()]).unwrap();
     assert_eq!(row("perplexity")[0], perplexity.fixed(3));
     let text = compare_table(&by_hand());
-    assert!(
-        text.contains("mean ± spread over 2 seeds") && text.contains("1.3500 ± 0.0707"),
-        "{text}"
-    );
-    assert!(
-        text.lines().all(|line| line.chars().count() < 100),
-        "{text}"
-    );
+    assert!(text.contains("mean ± spread over 2 seeds") && text.contains("1.3500 ± 0.0707"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() < 100), "{text}");
 }
 
 #[test]
@@ -325,56 +240,31 @@ fn the_outcome_is_stated_with_its_uncertainty() {
 
 #[test]
 fn a_comparison_shows_every_seed_behind_the_mean() {
-    let lines = |seeds| {
-        comparison(seeds)
-            .html()
-            .unwrap()
-            .matches("opacity=\"0.28\"")
-            .count()
-    };
+    let lines = |seeds| comparison(seeds).html().unwrap().matches("opacity=\"0.28\"").count();
     assert_eq!(lines(1), 0);
     // Four charts, two arms.
     assert_eq!(lines(3), 4 * 2 * 3);
-    let curves = [
-        vec![(0.0, 4.0), (2.0, 2.0)],
-        vec![(0.0, 6.0), (4.0, 3.0), (5.0, 1.0)],
-    ];
+    let curves = [vec![(0.0, 4.0), (2.0, 2.0)], vec![(0.0, 6.0), (4.0, 3.0), (5.0, 1.0)]];
     assert_eq!(curve::mean(&curves), Some(vec![(0.0, 5.0), (3.0, 2.5)]));
     assert_eq!(curve::mean(&[]), None);
 }
 
 #[test]
 fn smoothing_keeps_lines_straight_and_averages_noise() {
-    let line: Vec<_> = (0..40)
-        .map(|x| (f64::from(x), 3.0 - 0.5 * f64::from(x)))
-        .collect();
+    let line: Vec<_> = (0..40).map(|x| (f64::from(x), 3.0 - 0.5 * f64::from(x))).collect();
     let smooth = curve::smooth(&line, 9);
-    assert!(
-        smooth[..36]
-            .iter()
-            .zip(&line)
-            .all(|(a, b)| (a.1 - b.1).abs() < 1e-12 && a.0 == b.0)
-    );
+    assert!(smooth[..36].iter().zip(&line).all(|(a, b)| (a.1 - b.1).abs() < 1e-12 && a.0 == b.0));
     // The last window holds points 35 to 39, whose mean lies at 37.
     assert!((smooth[39].1 - line[37].1).abs() < 1e-12);
     assert_eq!(curve::smooth(&line[..1], 9), line[..1]);
     let steps: Vec<_> = (0..9).map(|x| (f64::from(x), f64::from(x % 3))).collect();
-    assert!(
-        curve::smooth(&steps, 3)[1..8]
-            .iter()
-            .all(|point| (point.1 - 1.0).abs() < 1e-12)
-    );
-    assert_eq!(
-        [0, 49, 100, 1464, 5000].map(curve::window),
-        [1, 1, 3, 29, 101]
-    );
+    assert!(curve::smooth(&steps, 3)[1..8].iter().all(|point| (point.1 - 1.0).abs() < 1e-12));
+    assert_eq!([0, 49, 100, 1464, 5000].map(curve::window), [1, 1, 3, 29, 101]);
 }
 
 #[test]
 fn thinning_keeps_order_and_extremes() {
-    let noisy: Vec<_> = (0..10_007)
-        .map(|x| (f64::from(x), f64::from(x * 7919 % 1000)))
-        .collect();
+    let noisy: Vec<_> = (0..10_007).map(|x| (f64::from(x), f64::from(x * 7919 % 1000))).collect();
     let thin = curve::thin(&noisy, 100);
     assert!(thin.len() <= 200 && thin.is_sorted_by(|a, b| a.0 < b.0));
     let highest = |points: &[(f64, f64)]| points.iter().map(|point| point.1).fold(0.0, f64::max);
@@ -387,36 +277,19 @@ fn curves_are_cut_where_they_cross_the_edge() {
     let line = [(0.0, 8.0), (2.0, 0.0), (4.0, 8.0), (5.0, 8.0)];
     let pieces = curve::cut(&line, 0.0, 0.0, 4.0);
     assert_eq!(pieces, [vec![(1.0, 4.0), (2.0, 0.0), (3.0, 4.0)]]);
-    assert_eq!(
-        curve::cut(&line, 1.5, -1.0, 9.0),
-        [vec![(1.5, 2.0), (2.0, 0.0), (4.0, 8.0), (5.0, 8.0)]]
-    );
+    assert_eq!(curve::cut(&line, 1.5, -1.0, 9.0), [vec![(1.5, 2.0), (2.0, 0.0), (4.0, 8.0), (5.0, 8.0)]]);
     let pieces = curve::cut(&line, 0.0, 2.0, 9.0);
-    assert_eq!(
-        pieces,
-        [
-            vec![(0.0, 8.0), (1.5, 2.0)],
-            vec![(2.5, 2.0), (4.0, 8.0), (5.0, 8.0)]
-        ]
-    );
+    assert_eq!(pieces, [vec![(0.0, 8.0), (1.5, 2.0)], vec![(2.5, 2.0), (4.0, 8.0), (5.0, 8.0)]]);
     assert!(curve::cut(&line, 0.0, 9.0, 10.0).is_empty());
     assert!(curve::cut(&line[..1], 0.0, 0.0, 9.0).is_empty());
 }
 
 #[test]
 fn ticks_are_round_and_labelled_alike() {
-    let labels = |low, high, count| {
-        axis::ticks(low, high, count)
-            .into_iter()
-            .map(|tick| tick.1)
-            .collect::<Vec<_>>()
-    };
+    let labels = |low, high, count| axis::ticks(low, high, count).into_iter().map(|tick| tick.1).collect::<Vec<_>>();
     assert_eq!(labels(0.0, 11.9, 9), ["0", "2", "4", "6", "8", "10"]);
     assert_eq!(labels(1.3, 2.6, 6), ["1.5", "2.0", "2.5"]);
-    assert_eq!(
-        labels(1.62, 1.68, 6),
-        ["1.62", "1.63", "1.64", "1.65", "1.66", "1.67", "1.68"]
-    );
+    assert_eq!(labels(1.62, 1.68, 6), ["1.62", "1.63", "1.64", "1.65", "1.66", "1.67", "1.68"]);
     assert_eq!(labels(0.0, 2.1e-3, 4), ["0", "0.001", "0.002"]);
     assert_eq!(labels(0.0, 3.2e-5, 3), ["0", "2e-5"]);
     assert_eq!(labels(0.0, 3e-4, 4), ["0", "1e-4", "2e-4", "3e-4"]);
@@ -426,52 +299,26 @@ fn ticks_are_round_and_labelled_alike() {
 fn an_axis_picks_its_unit_and_maps_its_ends() {
     let axis = Axis::new(0.0, 12e6, axis::TOKENS, 6);
     assert_eq!(axis.unit_name(), "million tokens");
-    assert_eq!(
-        (axis.map(&0.0, (100, 900)), axis.map(&12e6, (100, 900))),
-        (100, 900)
-    );
-    assert_eq!(
-        (axis.map(&3e6, (100, 900)), axis.map(&3e6, (900, 100))),
-        (300, 700)
-    );
+    assert_eq!((axis.map(&0.0, (100, 900)), axis.map(&12e6, (100, 900))), (100, 900));
+    assert_eq!((axis.map(&3e6, (100, 900)), axis.map(&3e6, (900, 100))), (300, 700));
     assert_eq!(axis.format_ext(&6e6), "6");
-    for (max, name) in [
-        (1.5, "seconds"),
-        (119.0, "seconds"),
-        (121.0, "minutes"),
-        (7201.0, "hours"),
-    ] {
+    for (max, name) in [(1.5, "seconds"), (119.0, "seconds"), (121.0, "minutes"), (7201.0, "hours")] {
         assert_eq!(axis::unit(axis::SECONDS, max).name, name);
     }
 }
 
 #[test]
 fn numbers_are_written_for_readers() {
-    assert_eq!(
-        [0, 999, 1000, 1_234_567].map(number::grouped),
-        ["0", "999", "1,000", "1,234,567"]
-    );
+    assert_eq!([0, 999, 1000, 1_234_567].map(number::grouped), ["0", "999", "1,000", "1,234,567"]);
     assert_eq!(
         [9_999, 12_345, 11_993_088, 360_000_000_000].map(number::compact),
         ["9,999", "12.3 k", "11.99 M", "360.00 B"]
     );
-    assert_eq!(
-        [0.0123, 1.234, 12.34, 258.1].map(number::short),
-        ["0.0123", "1.23", "12.3", "258"]
-    );
-    assert_eq!(
-        [3.21, 59.96, 247.4, 7500.0].map(number::duration),
-        ["3.2 s", "1 min 00 s", "4 min 07 s", "2 h 05 min"]
-    );
+    assert_eq!([0.0123, 1.234, 12.34, 258.1].map(number::short), ["0.0123", "1.23", "12.3", "258"]);
+    assert_eq!([3.21, 59.96, 247.4, 7500.0].map(number::duration), ["3.2 s", "1 min 00 s", "4 min 07 s", "2 h 05 min"]);
     assert_eq!(number::flops(3e13), "3.00e13");
     let spread = MeanSpread::of([1.0, 2.0, 3.0]).unwrap();
-    assert_eq!(
-        spread,
-        MeanSpread {
-            mean: 2.0,
-            spread: Some(1.0)
-        }
-    );
+    assert_eq!(spread, MeanSpread { mean: 2.0, spread: Some(1.0) });
     assert!((spread.half_width_95(3).unwrap() - 4.303 / 3f64.sqrt()).abs() < 1e-12);
     assert_eq!(MeanSpread::of([5.0]).unwrap().half_width_95(1), None);
     assert_eq!(MeanSpread::of([]), None);
@@ -489,21 +336,14 @@ impl Drop for Folder {
 
 #[test]
 fn pages_are_written_whole_or_not_at_all() {
-    let folder =
-        Folder(std::env::temp_dir().join(format!("patchgpt-report-{}", std::process::id())));
+    let folder = Folder(std::env::temp_dir().join(format!("patchgpt-report-{}", std::process::id())));
     std::fs::create_dir_all(&folder.0).unwrap();
     let path = folder.0.join("report.html");
     std::fs::write(&path, "old").unwrap();
     run().write(&path).unwrap();
-    assert_eq!(
-        std::fs::read_to_string(&path).unwrap(),
-        run().html().unwrap()
-    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), run().html().unwrap());
     comparison(1).write(&path).unwrap();
-    assert_eq!(
-        std::fs::read_to_string(&path).unwrap(),
-        comparison(1).html().unwrap()
-    );
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), comparison(1).html().unwrap());
     let missing = folder.0.join("none").join("report.html");
     let message = run().write(&missing).unwrap_err().to_string();
     assert!(message.contains("report.html"), "{message}");

@@ -78,12 +78,8 @@ impl Record {
                 )));
             }
         }
-        serde_json::to_string(self).map_err(|error| {
-            Error::Metrics(format!(
-                "cannot encode the metrics of step {}: {error}",
-                self.step
-            ))
-        })
+        serde_json::to_string(self)
+            .map_err(|error| Error::Metrics(format!("cannot encode the metrics of step {}: {error}", self.step)))
     }
 }
 
@@ -103,16 +99,8 @@ impl MetricsWriter {
     /// A file of that name that already exists (it belongs to another run and is left as it is), or a folder that
     /// cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .open(path)
-            .map_err(Error::io("create", path))?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            last_step: None,
-        })
+        let file = OpenOptions::new().append(true).create_new(true).open(path).map_err(Error::io("create", path))?;
+        Ok(Self { file, path: path.to_owned(), last_step: None })
     }
 
     /// Opens the file of a run that continues after `step`: records of later steps, and a last line that was cut
@@ -143,15 +131,8 @@ impl MetricsWriter {
         if kept < bytes.len() {
             atomic_file::replace(path, &bytes[..kept])?;
         }
-        let file = OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(Error::io("open", path))?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-            last_step,
-        })
+        let file = OpenOptions::new().append(true).open(path).map_err(Error::io("open", path))?;
+        Ok(Self { file, path: path.to_owned(), last_step })
     }
 
     /// Step of the last record in the file, if there is one.
@@ -175,9 +156,7 @@ impl MetricsWriter {
         let mut line = record.to_line()?;
         line.push('\n');
         let action = "append to";
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(Error::io(action, &self.path))?;
+        self.file.write_all(line.as_bytes()).map_err(Error::io(action, &self.path))?;
         self.file.flush().map_err(Error::io(action, &self.path))?;
         self.last_step = Some(record.step);
         Ok(())
@@ -188,9 +167,7 @@ impl MetricsWriter {
     /// # Errors
     /// Whatever the system reports.
     pub fn sync(&self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(Error::io("write", &self.path))
+        self.file.sync_data().map_err(Error::io("write", &self.path))
     }
 }
 
@@ -205,14 +182,8 @@ pub fn read(path: &Path) -> Result<Vec<Record>> {
 }
 
 /// Each whole line, newline included, with the record in it; steps are checked to increase.
-fn records<'a>(
-    path: &'a Path,
-    bytes: &'a [u8],
-) -> impl Iterator<Item = (&'a [u8], Result<Record>)> + 'a {
-    let whole = bytes
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |last| last + 1);
+fn records<'a>(path: &'a Path, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], Result<Record>)> + 'a {
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
     let lines = bytes[..whole].split_inclusive(|&byte| byte == b'\n');
     let mut last = 0;
     lines.enumerate().map(move |(index, line)| {

@@ -8,8 +8,7 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("patchgpt-metrics-{name}-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("patchgpt-metrics-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
     }
@@ -26,11 +25,7 @@ impl Drop for Folder {
 }
 
 fn record(step: u64) -> Record {
-    let stage = if step <= 2 {
-        StageName::Patch
-    } else {
-        StageName::Token
-    };
+    let stage = if step <= 2 { StageName::Patch } else { StageName::Token };
     Record {
         step,
         stage,
@@ -60,10 +55,7 @@ fn lines_hold_exactly_the_documented_keys() {
     let folder = Folder::new("keys");
     written(&folder, 3);
     let text = std::fs::read_to_string(folder.file()).unwrap();
-    let lines: Vec<serde_json::Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let keys = |line: &serde_json::Value| {
         let mut keys: Vec<_> = line.as_object().unwrap().keys().cloned().collect();
         keys.sort();
@@ -77,9 +69,7 @@ fn lines_hold_exactly_the_documented_keys() {
     assert_eq!(lines[2]["stage"], "token");
     assert!(lines[0]["val_loss"].is_null());
     assert!(lines[2]["val_loss"].is_f64());
-    assert!(text.starts_with(
-        "{\"step\":1,\"stage\":\"patch\",\"tokens\":4096,\"positions\":1024,\"loss\":"
-    ));
+    assert!(text.starts_with("{\"step\":1,\"stage\":\"patch\",\"tokens\":4096,\"positions\":1024,\"loss\":"));
 }
 
 #[test]
@@ -96,19 +86,11 @@ fn a_record_without_its_newline_is_none() {
     let text = std::fs::read(folder.file()).unwrap();
     for cut in [1, 2, 40] {
         std::fs::write(folder.file(), &text[..text.len() - cut]).unwrap();
-        assert_eq!(
-            read(&folder.file()).unwrap(),
-            all[..2],
-            "{cut} bytes missing"
-        );
+        assert_eq!(read(&folder.file()).unwrap(), all[..2], "{cut} bytes missing");
         let mut writer = MetricsWriter::open_at(&folder.file(), 3).unwrap();
         assert_eq!(writer.last_step(), Some(2));
         writer.write(&all[2]).unwrap();
-        assert_eq!(
-            std::fs::read(folder.file()).unwrap(),
-            text,
-            "{cut} bytes missing"
-        );
+        assert_eq!(std::fs::read(folder.file()).unwrap(), text, "{cut} bytes missing");
     }
 }
 
@@ -121,20 +103,13 @@ fn opening_at_a_step_cuts_what_comes_after_and_keeps_the_rest_byte_for_byte() {
     assert_eq!(std::fs::read(folder.file()).unwrap(), text);
     let mut writer = MetricsWriter::open_at(&folder.file(), 4).unwrap();
     assert_eq!(read(&folder.file()).unwrap(), all[..4]);
-    assert!(
-        writer.write(&all[3]).is_err(),
-        "a step may not be written twice"
-    );
+    assert!(writer.write(&all[3]).is_err(), "a step may not be written twice");
     writer.write(&all[4]).unwrap();
     writer.write(&all[5]).unwrap();
     assert_eq!(std::fs::read(folder.file()).unwrap(), text);
     drop(MetricsWriter::open_at(&folder.file(), 0).unwrap());
     assert_eq!(std::fs::read(folder.file()).unwrap(), b"");
-    assert_eq!(
-        std::fs::read_dir(&folder.0).unwrap().count(),
-        1,
-        "no partial file stays behind"
-    );
+    assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1, "no partial file stays behind");
 }
 
 #[test]
@@ -148,11 +123,7 @@ fn damage_after_the_step_is_cut_and_damage_before_it_is_an_error_naming_the_line
     let message = read(&folder.file()).unwrap_err().to_string();
     assert!(message.contains("line 3 of"), "{message}");
     assert!(MetricsWriter::open_at(&folder.file(), 3).is_err());
-    assert_eq!(
-        std::fs::read_to_string(folder.file()).unwrap(),
-        damaged,
-        "an error changes nothing"
-    );
+    assert_eq!(std::fs::read_to_string(folder.file()).unwrap(), damaged, "an error changes nothing");
     drop(MetricsWriter::open_at(&folder.file(), 2).unwrap());
     assert_eq!(read(&folder.file()).unwrap(), all[..2]);
 }
@@ -163,25 +134,16 @@ fn foreign_keys_missing_keys_and_disorder_are_errors() {
     let good = record(3).to_line().unwrap();
     for (bad, expected) in [
         (good.replace("\"lr\"", "\"learning_rate\""), "learning_rate"),
-        (
-            good.replace(",\"val_loss\":1.5714285714285716", ""),
-            "val_loss",
-        ),
+        (good.replace(",\"val_loss\":1.5714285714285716", ""), "val_loss"),
         (good.replace("token\"", "warmup\""), "warmup"),
         (format!("{good}\n{good}"), "step 3 follows step 3"),
-        (
-            good.replace("\"step\":3", "\"step\":0"),
-            "step 0 follows step 0",
-        ),
+        (good.replace("\"step\":3", "\"step\":0"), "step 0 follows step 0"),
         (String::new(), "EOF"),
     ] {
         assert_ne!(bad, good);
         std::fs::write(folder.file(), format!("{bad}\n")).unwrap();
         let message = read(&folder.file()).unwrap_err().to_string();
-        assert!(
-            message.contains(expected) && message.contains("line "),
-            "{message}"
-        );
+        assert!(message.contains(expected) && message.contains("line "), "{message}");
     }
 }
 
@@ -196,15 +158,11 @@ fn numbers_that_are_not_finite_are_refused_and_leave_the_file_as_it_was() {
     let mut writer = MetricsWriter::open_at(&folder.file(), 2).unwrap();
     let spoil: [(&str, Spoil); 8] = [
         ("loss", |record, value| record.loss = value),
-        ("loss_above_floor", |record, value| {
-            record.loss_above_floor = Some(value)
-        }),
+        ("loss_above_floor", |record, value| record.loss_above_floor = Some(value)),
         ("val_loss", |record, value| record.val_loss = Some(value)),
         ("lr", |record, value| record.lr = value),
         ("grad_norm", |record, value| record.grad_norm = value),
-        ("tokens_per_second", |record, value| {
-            record.tokens_per_second = value
-        }),
+        ("tokens_per_second", |record, value| record.tokens_per_second = value),
         ("model_flops", |record, value| record.model_flops = value),
         ("seconds", |record, value| record.seconds = value),
     ];
@@ -213,10 +171,7 @@ fn numbers_that_are_not_finite_are_refused_and_leave_the_file_as_it_was() {
             let mut bad = record(3);
             set(&mut bad, value);
             let message = writer.write(&bad).unwrap_err().to_string();
-            assert!(
-                message.contains("step 3") && message.contains(&format!("`{key}`")),
-                "{message}"
-            );
+            assert!(message.contains("step 3") && message.contains(&format!("`{key}`")), "{message}");
         }
     }
     assert_eq!(std::fs::read(folder.file()).unwrap(), before);
@@ -231,10 +186,7 @@ fn a_new_file_never_replaces_an_old_one() {
     assert!(MetricsWriter::create(&folder.file()).is_err());
     assert_eq!(std::fs::read(folder.file()).unwrap(), before);
     let elsewhere = folder.0.join("other.jsonl");
-    assert_eq!(
-        MetricsWriter::open_at(&elsewhere, 7).unwrap().last_step(),
-        None
-    );
+    assert_eq!(MetricsWriter::open_at(&elsewhere, 7).unwrap().last_step(), None);
     assert!(elsewhere.exists());
     let nowhere = folder.0.join("none").join("metrics.jsonl");
     let message = MetricsWriter::create(&nowhere).unwrap_err().to_string();
