@@ -1,0 +1,237 @@
+//! [`Function`]: an op with its gradient, from inside or outside of this crate, and [`apply`], which runs and records it.
+
+use std::sync::Arc;
+
+use patchgpt_tensor::Tensor;
+
+use crate::graph::{Input, Kind, Node, Work};
+use crate::recording::{self, Recording};
+use crate::{Error, Gradients, Result, Var};
+
+/// An op and its gradient. Constants of the op (a scale, a dimension) are fields of the implementing type.
+///
+/// A function from outside reaches its device's own kernels with [`Device::downcast`](patchgpt_tensor::Device::downcast); here it composes
+/// tensor methods:
+///
+/// ```
+/// use patchgpt_autograd::{Context, Function, Gradients, Result, Saved, Var, apply, gradcheck};
+/// use patchgpt_tensor::{Binary, Device, Distribution, DType, Tensor};
+///
+/// /// `x^3`, with the gradient `3 x^2`.
+/// struct Cube;
+///
+/// impl Function for Cube {
+///     fn name(&self) -> &'static str {
+///         "cube"
+///     }
+///     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
+///         context.save(inputs[0]);
+///         Ok(vec![inputs[0].mul(inputs[0])?.mul(inputs[0])?])
+///     }
+///     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+///         let ([x], d_out) = (saved.tensors()?, saved.d_out(d_outputs)?);
+///         let slope = x.mul(x)?.affine(3.0, 0.0)?;
+///         d_inputs.write(0, |d_x| d_out.binary_into(Binary::Mul, &slope, d_x))
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let x = Tensor::random(&[3, 5], Distribution::Normal { mean: 0.0, std: 1.0 }, 0, 0, DType::F64, &Device::cpu()?)?;
+/// let cube = |inputs: &[Var]| Ok(apply(Cube, &[&inputs[0]])?.remove(0));
+/// gradcheck(cube, &[x], &gradcheck::Options::default())?.into_result()?;
+/// # Ok(()) }
+/// ```
+pub trait Function: Send + Sync + 'static {
+    /// The op's name, for errors.
+    fn name(&self) -> &'static str;
+
+    /// Computes the outputs, and saves in `context` what backward will need.
+    fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>>;
+
+    /// Gives every input that [`Gradients::wanted`] names its gradient, from the gradients of the outputs (`None` for an output that
+    /// nothing depends on; never all of them). Gradients of outputs are read-only: other ops may share them.
+    fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+        let _ = (saved, d_outputs, d_inputs);
+        Err(Error::NoBackward { op: self.name() })
+    }
+
+    /// Whether the op has a backward; if not, a tracked input is an error as early as in the forward pass.
+    fn is_differentiable(&self) -> bool {
+        true
+    }
+}
+
+/// A tensor and the version of its buffer at the time of saving.
+pub(crate) struct SavedTensor {
+    tensor: Tensor,
+    version: u64,
+    /// The input it shares its buffer with.
+    input: Option<usize>,
+}
+
+impl SavedTensor {
+    pub(crate) fn new(tensor: &Tensor, input: Option<usize>) -> SavedTensor {
+        SavedTensor { tensor: tensor.clone(), version: tensor.version(), input }
+    }
+
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// Refuses a tensor that has been written since; `what` names it.
+    pub(crate) fn check(&self, op: &'static str, what: impl FnOnce() -> String) -> Result<()> {
+        let now = self.tensor.version();
+        if now == self.version {
+            return Ok(());
+        }
+        let mut what = what();
+        if let Some(input) = self.input {
+            what += &format!(" (input {input})");
+        }
+        what += &format!(" of shape {:?}", self.tensor.shape());
+        Err(Error::Changed { op, what, then: self.version, now })
+    }
+}
+
+/// What a forward pass may know of its inputs, and where it saves tensors for backward.
+pub struct Context<'a> {
+    inputs: &'a [&'a Tensor],
+    needs: &'a [bool],
+    saved: Vec<Option<SavedTensor>>,
+}
+
+impl Context<'_> {
+    /// Whether backward will be asked for the gradient of input `i`.
+    pub fn needs_gradient(&self, i: usize) -> bool {
+        self.needs.get(i).copied().unwrap_or(false)
+    }
+
+    /// Whether there will be a backward at all.
+    pub fn needs_any_gradient(&self) -> bool {
+        self.needs.contains(&true)
+    }
+
+    /// Keeps `tensor` (an input, an output, anything) for backward, under the next number from 0 on. No elements are copied; backward refuses to
+    /// run if they have been written since.
+    pub fn save(&mut self, tensor: &Tensor) {
+        self.save_if(true, tensor);
+    }
+
+    /// As [`Context::save`] if `condition`; else only takes the number.
+    pub fn save_if(&mut self, condition: bool, tensor: &Tensor) {
+        if self.needs_any_gradient() {
+            let input = || self.inputs.iter().position(|x| Arc::ptr_eq(x.buffer(), tensor.buffer()));
+            self.saved.push(condition.then(|| SavedTensor::new(tensor, input())));
+        }
+    }
+}
+
+/// The tensors that a forward pass saved, unchanged since.
+pub struct Saved {
+    op: &'static str,
+    tensors: Vec<Option<SavedTensor>>,
+}
+
+impl Saved {
+    /// Saved tensor number `k`.
+    ///
+    /// # Errors
+    /// No tensor was saved under this number.
+    pub fn get(&self, k: usize) -> Result<&Tensor> {
+        match self.tensors.get(k) {
+            Some(Some(saved)) => Ok(&saved.tensor),
+            _ => Err(Error::Number { op: self.op, what: "saved tensor", number: k, count: self.tensors.len() }),
+        }
+    }
+
+    /// All saved tensors, exactly `N` of them.
+    ///
+    /// # Errors
+    /// More or less than `N` were saved.
+    pub fn tensors<const N: usize>(&self) -> Result<[&Tensor; N]> {
+        let all: Vec<&Tensor> = self.tensors.iter().flatten().map(|s| &s.tensor).collect();
+        let count = all.len();
+        all.try_into().map_err(|_| Error::Number { op: self.op, what: "saved tensors up to number", number: N, count })
+    }
+
+    /// The gradient of the output of a function that has one output.
+    ///
+    /// # Errors
+    /// More or less than one output.
+    pub fn d_out<'d>(&self, d_outputs: &'d [Option<Tensor>]) -> Result<&'d Tensor> {
+        match d_outputs {
+            [Some(d_out)] => Ok(d_out),
+            _ => Err(Error::value(
+                self.op,
+                format!("the gradient of one output expected, there are {} outputs", d_outputs.len()),
+            )),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let numbered = self.tensors.iter().enumerate();
+        for (k, saved) in numbered.filter_map(|(k, saved)| Some((k, saved.as_ref()?))) {
+            saved.check(self.op, || format!("saved tensor {k}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs a function on `inputs` and, if one of them is tracked and the thread is recording, records it.
+///
+/// # Errors
+/// Those of the function; a tracked input of a function without backward, or of an integer dtype.
+pub fn apply<F: Function>(function: F, inputs: &[&Var]) -> Result<Vec<Var>> {
+    let op = function.name();
+    let state = recording::state();
+    let tracked = state != Recording::Off && inputs.iter().any(|x| x.is_tracked());
+    if tracked {
+        refuse_untrackable(&function, inputs)?;
+    }
+    let tensors: Vec<&Tensor> = inputs.iter().map(|x| x.tensor()).collect();
+    let needs: Vec<bool> = match state {
+        Recording::On => inputs.iter().map(|x| x.is_tracked()).collect(),
+        _ => Vec::new(),
+    };
+    let mut context = Context { inputs: &tensors, needs: &needs, saved: Vec::new() };
+    let outputs = function.forward(&tensors, &mut context)?;
+    if !tracked {
+        return Ok(outputs.into_iter().map(Var::constant).collect());
+    }
+    let node = if state == Recording::Rehearsal {
+        note_parameters(inputs);
+        Node::rehearsed()
+    } else {
+        let saved = Saved { op, tensors: context.saved };
+        let work = Work::Function { function: Box::new(function), saved };
+        let inputs = inputs.iter().map(|x| Input::new(x.tensor(), x.edge().cloned())).collect();
+        Node::op(op, outputs.len(), work, inputs)
+    };
+    let numbered = outputs.into_iter().enumerate();
+    Ok(numbered.map(|(i, tensor)| Var::of_node(tensor, node.clone(), i)).collect())
+}
+
+/// [`apply`] for a function with one output.
+pub(crate) fn apply_one<F: Function>(function: F, inputs: &[&Var]) -> Result<Var> {
+    let op = function.name();
+    apply(function, inputs)?.pop().ok_or(Error::Number { op, what: "output", number: 0, count: 0 })
+}
+
+fn refuse_untrackable(function: &dyn Function, inputs: &[&Var]) -> Result<()> {
+    let op = function.name();
+    if !function.is_differentiable() {
+        return Err(Error::NoBackward { op });
+    }
+    match inputs.iter().position(|x| x.is_tracked() && !x.dtype().is_float()) {
+        Some(input) => Err(Error::NotFloat { op, input, dtype: inputs[input].dtype() }),
+        None => Ok(()),
+    }
+}
+
+fn note_parameters(inputs: &[&Var]) {
+    for x in inputs {
+        if x.edge().is_some_and(|e| matches!(e.node.kind, Kind::Leaf(_))) {
+            recording::note_parameter(SavedTensor::new(x.tensor(), None));
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! GELU in its tanh form: `y = x/2 (1 + tanh(u))`, `u = sqrt(2/pi) (x + 0.044715 x^3)`.
+//!
+//! `d_x = d_y (1/2 (1 + tanh u) + x/2 (1 - tanh^2 u) sqrt(2/pi) (1 + 3 * 0.044715 x^2))`. Source: Hendrycks and Gimpel, arXiv 1606.08415.
+
+use patchgpt_tensor::Tensor;
+
+use crate::function::apply_one;
+use crate::{Context, Function, Gradients, Result, Saved, Var};
+
+struct Gelu;
+
+impl Function for Gelu {
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
+        context.save(inputs[0]);
+        Ok(vec![inputs[0].gelu()?])
+    }
+
+    fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+        let ([x], d_y) = (saved.tensors()?, saved.d_out(d_outputs)?);
+        d_inputs.write(0, |d_x| x.gelu_backward(d_y, d_x))
+    }
+}
+
+impl Var {
+    /// `x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))` of every element.
+    pub fn gelu(&self) -> Result<Var> {
+        apply_one(Gelu, &[self])
+    }
+}

@@ -1,0 +1,94 @@
+//! Linear layer `y = x W^T + b` over the last dimension: x [.., in], W [out, in], b [out], y [.., out].
+//!
+//! Over N joined rows: `d_x = d_y W`, `d_W = d_y^T x`, `d_b = sum over rows of d_y`.
+
+use patchgpt_tensor::{Destination, Reduction, Tensor};
+
+use crate::function::apply_one;
+use crate::{Context, Error, Function, Gradients, Result, Saved, Var};
+
+struct Linear;
+
+/// [rows, width] with the last dimension kept.
+fn rows(shape: &[usize]) -> [usize; 2] {
+    let width = shape.last().copied().unwrap_or(1);
+    [shape[..shape.len().saturating_sub(1)].iter().product(), width]
+}
+
+fn check(inputs: &[&Tensor]) -> Result<()> {
+    let (x, weight) = (inputs[0].shape(), inputs[1].shape());
+    let fits = weight.len() == 2
+        && x.last() == Some(&weight[1])
+        && inputs.get(2).is_none_or(|bias| bias.shape() == &weight[..1]);
+    if fits {
+        return Ok(());
+    }
+    let bias = inputs.get(2).map(|bias| format!(", bias {:?}", bias.shape()));
+    Err(Error::value(
+        "linear",
+        format!(
+            "x [.., in], weight [out, in], bias [out] expected, got x {x:?}, weight {weight:?}{}",
+            bias.unwrap_or_default()
+        ),
+    ))
+}
+
+impl Function for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
+        check(inputs)?;
+        let weight = inputs[1];
+        let mut shape = inputs[0].shape().to_vec();
+        let x = inputs[0].reshape(&rows(&shape))?;
+        context.save_if(context.needs_gradient(1), &x);
+        context.save_if(context.needs_gradient(0), weight);
+        let y = Tensor::empty(&[x.dim(0), weight.dim(0)], x.dtype(), x.device())?;
+        let accumulate = match inputs.get(2) {
+            Some(bias) => {
+                y.copy_(bias)?;
+                true
+            }
+            None => false,
+        };
+        let tensor = &y;
+        x.matmul_into(&weight.t()?, 1.0, Destination { tensor, accumulate })?;
+        if let Some(width) = shape.last_mut() {
+            *width = weight.dim(0);
+        }
+        Ok(vec![y.view(&shape)?])
+    }
+
+    fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+        let d_y = saved.d_out(d_outputs)?;
+        let d_y = d_y.reshape(&rows(d_y.shape()))?;
+        if d_inputs.wanted(0) {
+            let weight = saved.get(1)?;
+            d_inputs.write(0, |d_x| {
+                let tensor = &d_x.tensor.view(&rows(d_x.tensor.shape()))?;
+                let accumulate = d_x.accumulate;
+                d_y.matmul_into(weight, 1.0, Destination { tensor, accumulate })
+            })?;
+        }
+        if d_inputs.wanted(1) {
+            let x = saved.get(0)?;
+            d_inputs.write(1, |d_weight| d_y.t()?.matmul_into(x, 1.0, d_weight))?;
+        }
+        if d_inputs.wanted(2) {
+            d_inputs.write(2, |d_bias| d_y.reduce_into(Reduction::Sum, d_bias))?;
+        }
+        Ok(())
+    }
+}
+
+impl Var {
+    /// `x W^T + b` over the last dimension: x [.., in], weight [out, in], bias [out], result [.., out].
+    pub fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Var> {
+        match bias {
+            Some(bias) => apply_one(Linear, &[self, weight, bias]),
+            None => apply_one(Linear, &[self, weight]),
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! RMSNorm over the last dimension: `rstd = 1 / sqrt(mean(x^2) + eps)`, `y = x rstd w`; x [.., C], w [C].
+//!
+//! With `x^ = x rstd` and `g = d_y w`: `d_x = rstd (g - x^ mean(g x^))`, `d_w = sum over rows of d_y x^`.
+//! Source: Zhang and Sennrich, arXiv 1910.07467.
+
+use patchgpt_tensor::{RmsNorm as Output, Tensor};
+
+use crate::function::apply_one;
+use crate::{Context, Function, Gradients, Result, Saved, Var};
+
+struct RmsNorm {
+    eps: f64,
+}
+
+impl Function for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
+        let Output { output, rstd } = inputs[0].rms_norm(inputs[1], self.eps)?;
+        for saved in [inputs[0], inputs[1], &rstd] {
+            context.save(saved);
+        }
+        Ok(vec![output])
+    }
+
+    fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+        let ([x, weight, rstd], d_y) = (saved.tensors()?, saved.d_out(d_outputs)?);
+        d_inputs.write_many([0, 1], |[d_x, d_weight]| x.rms_norm_backward(weight, rstd, d_y, d_x, d_weight))
+    }
+}
+
+impl Var {
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension; weight [C].
+    pub fn rms_norm(&self, weight: &Var, eps: f64) -> Result<Var> {
+        apply_one(RmsNorm { eps }, &[self, weight])
+    }
+}

@@ -1,0 +1,72 @@
+//! Whether ops record themselves: a state of the thread.
+
+use std::cell::{Cell, RefCell};
+
+use crate::function::SavedTensor;
+
+/// What the ops of this thread do.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Recording {
+    /// Nodes are made for tracked inputs.
+    On,
+    /// Nothing is tracked.
+    Off,
+    /// The first run of a recomputed function: nothing is saved, but outputs still say whether they would be tracked.
+    Rehearsal,
+}
+
+thread_local! {
+    static STATE: Cell<Recording> = const { Cell::new(Recording::On) };
+    static PARAMETERS: RefCell<Vec<SavedTensor>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Sets the state back, also when a panic unwinds.
+struct Restore(Recording);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        STATE.set(self.0);
+    }
+}
+
+pub(crate) fn state() -> Recording {
+    STATE.get()
+}
+
+/// Runs `f` in another state.
+pub(crate) fn with_state<R>(state: Recording, f: impl FnOnce() -> R) -> R {
+    let _restore = Restore(STATE.replace(state));
+    f()
+}
+
+/// Runs `f` as a rehearsal; also gives the parameters that it read, with their versions.
+pub(crate) fn rehearse<R>(f: impl FnOnce() -> R) -> (R, Vec<SavedTensor>) {
+    PARAMETERS.take();
+    let result = with_state(Recording::Rehearsal, f);
+    (result, PARAMETERS.take())
+}
+
+/// Notes that a rehearsal reads a parameter.
+pub(crate) fn note_parameter(parameter: SavedTensor) {
+    PARAMETERS.with_borrow_mut(|list| list.push(parameter));
+}
+
+/// Runs `f` without recording: nothing that this thread computes inside is tracked, and nothing is saved for backward.
+///
+/// ```
+/// use patchgpt_autograd::{Var, is_recording, no_grad};
+/// use patchgpt_tensor::{DType, Device, Tensor};
+/// # fn main() -> patchgpt_autograd::Result<()> {
+/// let w = Var::parameter(Tensor::scalar(2.0, DType::F32, &Device::cpu()?)?);
+/// assert!(is_recording() && w.square()?.is_tracked());
+/// assert!(!no_grad(|| w.square())?.is_tracked());
+/// # Ok(()) }
+/// ```
+pub fn no_grad<R>(f: impl FnOnce() -> R) -> R {
+    with_state(Recording::Off, f)
+}
+
+/// Whether ops of this thread on tracked inputs give tracked outputs, that is, whether it is outside of [`no_grad`].
+pub fn is_recording() -> bool {
+    state() != Recording::Off
+}
