@@ -1,0 +1,226 @@
+//! Products against plain f64 loops: odd shapes, strides, alpha, accumulation, every path; bits for any thread count.
+
+use super::super::isa::{available, dispatch_on};
+use super::*;
+
+/// A matrix of a test: its values, and where they stand.
+#[derive(Clone)]
+struct Matrix<F> {
+    values: Vec<F>,
+    rows: usize,
+    cols: usize,
+    strides: (isize, isize),
+}
+
+/// Row-major, column-major, rows apart, every second column, and rows from the last to the first.
+#[derive(Clone, Copy, Debug)]
+enum Layout {
+    Rows,
+    Columns,
+    Apart,
+    Sparse,
+    Backwards,
+}
+
+const LAYOUTS: [Layout; 5] = [Layout::Rows, Layout::Columns, Layout::Apart, Layout::Sparse, Layout::Backwards];
+
+impl<F: Float> Matrix<F> {
+    fn filled(rows: usize, cols: usize, layout: Layout, mut value: impl FnMut() -> f64) -> Self {
+        let (r, c) = (rows as isize, cols as isize);
+        let strides = match layout {
+            Layout::Rows => (c, 1),
+            Layout::Columns => (1, r),
+            Layout::Apart => (c + 3, 1),
+            Layout::Sparse => (2 * c + 1, 2),
+            Layout::Backwards => (-c, 1),
+        };
+        let length = rows.max(1) * strides.0.unsigned_abs().max(1) + cols.max(1) * strides.1.unsigned_abs().max(1);
+        let values = (0..length).map(|_| F::from_f64(value())).collect();
+        Matrix { values, rows, cols, strides }
+    }
+
+    fn random(rows: usize, cols: usize, layout: Layout, seed: u64) -> Self {
+        let mut state = seed;
+        Self::filled(rows, cols, layout, || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f64 / (1 << 23) as f64 - 1.0
+        })
+    }
+
+    fn start(&self) -> usize {
+        if self.strides.0 < 0 { (self.rows.max(1) - 1) * self.strides.0.unsigned_abs() } else { 0 }
+    }
+
+    fn get(&self, i: usize, j: usize) -> f64 {
+        let place = self.start() as isize + i as isize * self.strides.0 + j as isize * self.strides.1;
+        self.values[place as usize].to_f64()
+    }
+
+    fn view(&self) -> MatRef<F> {
+        MatRef::new(
+            self.values.as_ptr().wrapping_add(self.start()),
+            self.rows,
+            self.cols,
+            self.strides.0,
+            self.strides.1,
+        )
+    }
+
+    fn view_mut(&mut self) -> MatMut<F> {
+        let start = self.start();
+        MatMut::new(self.values.as_mut_ptr().wrapping_add(start), self.rows, self.cols, self.strides.0, self.strides.1)
+    }
+}
+
+/// Holds `found` against alpha a b (+ before), by plain loops in f64.
+fn check<F: Float>(
+    found: &Matrix<F>,
+    before: &Matrix<F>,
+    a: &Matrix<F>,
+    b: &Matrix<F>,
+    alpha: f64,
+    accumulate: bool,
+    what: &str,
+) {
+    let epsilon = if size_of::<F>() == 4 { f64::from(f32::EPSILON) } else { f64::EPSILON };
+    for i in 0..found.rows {
+        for j in 0..found.cols {
+            let (mut exact, mut scale) =
+                if accumulate { (before.get(i, j), before.get(i, j).abs()) } else { (0.0, 0.0) };
+            for k in 0..a.cols {
+                exact += alpha * a.get(i, k) * b.get(k, j);
+                scale += (alpha * a.get(i, k) * b.get(k, j)).abs();
+            }
+            // The error of a sum in any order is below its length times epsilon times the sum of magnitudes.
+            let tolerance = epsilon * (a.cols as f64 + 2.0) * scale;
+            let value = found.get(i, j);
+            assert!((value - exact).abs() <= tolerance, "{what}: ({i}, {j}) is {value}, not {exact}");
+        }
+    }
+}
+
+/// Products by the crate or kernel of this process, and by the kernel on every path of this processor.
+fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64, accumulate: bool) {
+    let [m, k, n] = shape;
+    let a = Matrix::<F>::random(m, k, layouts[0], 1);
+    let b = Matrix::<F>::random(k, n, layouts[1], 2);
+    // What is overwritten must not be read: NaN would spread.
+    let before =
+        if accumulate { Matrix::random(m, n, layouts[2], 3) } else { Matrix::filled(m, n, layouts[2], || f64::NAN) };
+    let factor = F::from_f64(alpha);
+    let what = format!("{shape:?} {layouts:?} alpha {alpha} accumulate {accumulate}");
+    let mut out = before.clone();
+    // SAFETY: views of live vectors that hold them; `out` is separate.
+    unsafe { gemm_single(out.view_mut(), a.view(), b.view(), factor, accumulate) };
+    check(&out, &before, &a, &b, alpha, accumulate, &what);
+    if m * n * k == 0 {
+        return;
+    }
+    for path in available() {
+        let mut out = before.clone();
+        let product = Product { out: out.view_mut(), a: a.view(), b: b.view(), alpha: factor, accumulate };
+        dispatch_on(path, product);
+        check(&out, &before, &a, &b, alpha, accumulate, &format!("{what} {path:?}"));
+    }
+}
+
+#[test]
+fn products_agree_with_plain_loops_in_any_layout() {
+    let shapes = [[1, 1, 1], [1, 5, 3], [3, 1, 2], [5, 2, 1], [7, 13, 5], [17, 33, 31], [25, 64, 40], [37, 300, 19]];
+    for shape in shapes {
+        for a in LAYOUTS {
+            for b in LAYOUTS {
+                for out in LAYOUTS {
+                    check_all_ways::<f32>(shape, [a, b, out], 1.0, false);
+                    check_all_ways::<f64>(shape, [a, b, out], -0.5, true);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_agree_with_plain_loops_across_blocks() {
+    use Layout::{Columns, Rows};
+    for shape in [[150, 260, 1030], [300, 520, 65], [1, 700, 600], [600, 700, 1], [65, 3, 1100]] {
+        for (a, b) in [(Rows, Rows), (Rows, Columns), (Columns, Rows), (Columns, Columns)] {
+            check_all_ways::<f32>(shape, [a, b, Rows], 1.0, true);
+            check_all_ways::<f32>(shape, [a, b, Columns], 0.25, false);
+            check_all_ways::<f64>(shape, [a, b, Rows], 1.0, false);
+        }
+    }
+}
+
+#[test]
+fn empty_products() {
+    for shape in [[0, 3, 4], [4, 3, 0], [0, 0, 0], [3, 0, 5]] {
+        check_all_ways::<f32>(shape, [Layout::Rows; 3], 1.0, false);
+        check_all_ways::<f64>(shape, [Layout::Rows; 3], 1.0, true);
+    }
+}
+
+#[test]
+fn an_infinite_or_nan_input_is_seen() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut a = Matrix::<f32>::random(20, 30, Layout::Rows, 1);
+        let b = Matrix::<f32>::random(30, 40, Layout::Rows, 2);
+        a.values[7] = bad as f32;
+        let mut out = Matrix::<f32>::random(20, 40, Layout::Rows, 3);
+        // SAFETY: as above.
+        unsafe { gemm_single(out.view_mut(), a.view(), b.view(), 1.0, false) };
+        assert!((0..40).all(|j| !out.get(0, j).is_finite()) && (0..40).all(|j| out.get(1, j).is_finite()));
+    }
+}
+
+/// The bits of a batch of products with each of 1, 2, 3 and 7 threads.
+fn bits(batch: usize, shape: [usize; 3], layouts: [Layout; 2], accumulate: bool) {
+    let [m, k, n] = shape;
+    let matrices: Vec<_> = (0..batch as u64)
+        .map(|i| (Matrix::<f32>::random(m, k, layouts[0], 2 * i), Matrix::<f32>::random(k, n, layouts[1], 2 * i + 1)))
+        .collect();
+    let before = Matrix::<f32>::random(batch * m, n, Layout::Rows, 99);
+    let mut first: Option<Vec<f32>> = None;
+    for threads in [1, 2, 3, 7] {
+        let pool = Pool::new(threads).expect("threads");
+        let mut out = before.clone();
+        let all = out.view_mut();
+        let item = |i: usize| (all.block(i * m, 0, m, n), matrices[i].0.view(), matrices[i].1.view());
+        // SAFETY: as above; the blocks of `out` are separate.
+        unsafe { gemm_batched(&pool, batch, item, 1.5, accumulate) };
+        let first = first.get_or_insert_with(|| out.values.clone());
+        let same = first.iter().zip(&out.values).all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{batch} x {shape:?} {layouts:?} differs between 1 and {threads} threads");
+    }
+    // With one thread, each product of the batch is the product alone.
+    let pool = Pool::new(1).expect("threads");
+    let mut out = before.clone();
+    let all = out.view_mut();
+    for (i, (a, b)) in matrices.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { gemm(&pool, all.block(i * m, 0, m, n), a.view(), b.view(), 1.5, accumulate) };
+    }
+    assert!(first.is_some_and(|first| first == out.values), "a batch of {batch} x {shape:?} differs from its products");
+}
+
+#[test]
+fn bits_do_not_depend_on_the_number_of_threads() {
+    use Layout::{Columns, Rows};
+    for (batch, shape) in [
+        (1, [1, 1, 1]),
+        (1, [700, 33, 1100]),
+        (1, [1000, 128, 384]),
+        (1, [1000, 344, 128]),
+        (1, [384, 1000, 128]),
+        (1, [129, 1025, 345]),
+        (1, [513, 300, 513]),
+        (1, [2, 500, 3000]),
+        (5, [64, 70, 80]),
+        (3, [300, 20, 600]),
+        (0, [4, 4, 4]),
+    ] {
+        for layouts in [[Rows, Rows], [Rows, Columns], [Columns, Rows], [Columns, Columns]] {
+            bits(batch, shape, layouts, false);
+            bits(batch, shape, layouts, true);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Instruction paths of the CPU backend: portable, AVX2 + FMA, AVX-512; chosen once, at run time.
+//! A kernel is written once as an `#[inline(always)]` body generic over [`Isa`]; [`dispatch`] calls it inside a
+//! function compiled for the path's instructions, where the compiler vectorises its loops. Dispatch per row or
+//! block of work, never per element. Only what is inlined into that function gets the path's instructions: a closure
+//! handed to a function that stays a call (a thread-local's `with`, a pool's `run`) is compiled for the baseline,
+//! where an FMA is a slow library call; dispatch inside it instead. `PATCHGPT_CPU=portable|avx2|avx512` forces a path.
+
+use std::sync::OnceLock;
+
+/// The environment variable that forces an instruction path.
+pub(crate) const VARIABLE: &str = "PATCHGPT_CPU";
+
+/// An instruction path. `Portable` is the target's baseline (SSE2 on x86-64, NEON on aarch64).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// What every processor of the target has.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+impl Path {
+    /// All paths, slowest first.
+    pub(crate) const ALL: [Path; 3] = [Path::Portable, Path::Avx2, Path::Avx512];
+
+    /// The name `PATCHGPT_CPU` takes.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Path::Portable => "portable",
+            Path::Avx2 => "avx2",
+            Path::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this processor has the path's instructions.
+    pub(crate) fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            Path::Portable => true,
+            Path::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Path::Avx512 => {
+                Path::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Path::Portable
+        }
+    }
+
+    /// The fastest path of this processor.
+    pub(crate) fn best() -> Path {
+        let available = |path: &&Path| path.is_available();
+        *Path::ALL.iter().rev().find(available).unwrap_or(&Path::Portable)
+    }
+}
+
+/// The path that `request` (the value of `PATCHGPT_CPU`, if set) asks for, or the fastest one.
+fn choose(request: Option<&str>) -> Result<Path, String> {
+    let Some(request) = request.map(str::trim).filter(|value| !value.is_empty()) else {
+        return Ok(Path::best());
+    };
+    let Some(path) = Path::ALL.into_iter().find(|path| path.name() == request) else {
+        return Err(format!(
+            "{VARIABLE}={request} is not an instruction path; use portable, avx2 or avx512, or unset it"
+        ));
+    };
+    if path.is_available() {
+        Ok(path)
+    } else {
+        Err(format!(
+            "{VARIABLE}={request} asks for instructions this processor lacks; \
+             the fastest path it has is {}; unset {VARIABLE} to use it",
+            Path::best().name()
+        ))
+    }
+}
+
+/// The path of this process: `PATCHGPT_CPU` if set, else the fastest one. Read once; the CPU device calls it when
+/// opened and hands the error, which names the value and the remedy, to its user.
+pub(crate) fn detect() -> Result<Path, String> {
+    static CHOSEN: OnceLock<Result<Path, String>> = OnceLock::new();
+    let read = || match std::env::var(VARIABLE) {
+        Ok(value) => choose(Some(&value)),
+        Err(std::env::VarError::NotPresent) => choose(None),
+        Err(std::env::VarError::NotUnicode(value)) => choose(Some(&value.to_string_lossy())),
+    };
+    CHOSEN.get_or_init(read).clone()
+}
+
+/// The path kernels run on. Portable where [`detect`] failed, which a device has reported by then.
+#[inline]
+pub(crate) fn path() -> Path {
+    static PATH: OnceLock<Path> = OnceLock::new();
+    *PATH.get_or_init(|| detect().unwrap_or(Path::Portable))
+}
+
+/// A token of an instruction path: a body generic over it is compiled once for each.
+pub(crate) trait Isa: Copy + Send + Sync + 'static {
+    /// f32 values in a vector register.
+    const LANES: usize;
+    /// The path this token stands for.
+    const PATH: Path;
+    /// `a * b + c`, rounded once where the path has the instruction.
+    fn fma_f32(a: f32, b: f32, c: f32) -> f32;
+    /// `a * b + c`, rounded once where the path has the instruction.
+    fn fma_f64(a: f64, b: f64, c: f64) -> f64;
+}
+
+/// Token of [`Path::Portable`].
+#[derive(Clone, Copy)]
+pub(crate) struct Portable(());
+
+/// Token of [`Path::Avx2`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Token of [`Path::Avx512`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Isa for Portable {
+    const LANES: usize = 4;
+    const PATH: Path = Path::Portable;
+
+    // aarch64 has the instruction in its baseline; elsewhere `mul_add` would call a library function.
+    #[inline(always)]
+    fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
+        if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
+    }
+
+    #[inline(always)]
+    fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
+        if cfg!(target_arch = "aarch64") { a.mul_add(b, c) } else { a * b + c }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx2 {
+    const LANES: usize = 8;
+    const PATH: Path = Path::Avx2;
+
+    #[inline(always)]
+    fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
+        a.mul_add(b, c)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx512 {
+    const LANES: usize = 16;
+    const PATH: Path = Path::Avx512;
+
+    #[inline(always)]
+    fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+
+    #[inline(always)]
+    fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
+        a.mul_add(b, c)
+    }
+}
+
+/// A piece of work compiled once for each path. Mark `run` `#[inline(always)]`, and what it calls.
+pub(crate) trait Kernel {
+    /// What the work returns.
+    type Output;
+    /// Does the work with the instructions of `isa`.
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx2(()))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma,avx2")]
+fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512(()))
+}
+
+/// Runs `kernel` on the path of this process.
+#[inline]
+pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    match path() {
+        // SAFETY: `path` names only paths that `is_available` confirmed for this processor.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => unsafe { run_avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => unsafe { run_avx2(kernel) },
+        _ => kernel.run(Portable(())),
+    }
+}
+
+/// Runs `kernel` on `path`; a path this processor lacks panics. For tests that hold every path against a reference.
+#[cfg(test)]
+pub(crate) fn dispatch_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
+    assert!(path.is_available(), "path {} is not available here", path.name());
+    match path {
+        // SAFETY: the assertion above.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => unsafe { run_avx512(kernel) },
+        // SAFETY: the assertion above.
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => unsafe { run_avx2(kernel) },
+        _ => kernel.run(Portable(())),
+    }
+}
+
+/// The paths of this processor, for tests that run on each.
+#[cfg(test)]
+pub(crate) fn available() -> impl Iterator<Item = Path> {
+    Path::ALL.into_iter().filter(|path| path.is_available())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_honoured_or_refused_by_name() {
+        assert_eq!(choose(None), Ok(Path::best()));
+        assert_eq!(choose(Some("")), Ok(Path::best()));
+        assert_eq!(choose(Some(" portable ")), Ok(Path::Portable));
+        for path in Path::ALL {
+            match choose(Some(path.name())) {
+                Ok(chosen) => assert!(chosen == path && path.is_available()),
+                Err(message) => {
+                    assert!(!path.is_available());
+                    assert!(message.contains(path.name()) && message.contains(VARIABLE), "{message}");
+                }
+            }
+        }
+        let message = choose(Some("sse9")).expect_err("not a path");
+        assert!(message.contains("sse9") && message.contains("avx2"), "{message}");
+    }
+
+    #[test]
+    fn a_kernel_runs_with_the_token_of_its_path() {
+        struct Name;
+        impl Kernel for Name {
+            type Output = (Path, usize, f32, f64);
+            #[inline(always)]
+            fn run<I: Isa>(self, _: I) -> Self::Output {
+                (I::PATH, I::LANES, I::fma_f32(3.0, 5.0, 7.0), I::fma_f64(3.0, 5.0, 7.0))
+            }
+        }
+        for path in available() {
+            let lanes = 4 << Path::ALL.iter().position(|p| *p == path).expect("one of all");
+            assert_eq!(dispatch_on(path, Name), (path, lanes, 22.0, 22.0));
+        }
+        assert_eq!(dispatch(Name).0, path());
+    }
+}
