@@ -1,0 +1,97 @@
+//! A block of the GPT-2 dialect, x [B, T, C]: h = x + proj(attention(attn(layer_norm(x)))), h + proj(gelu(fc(layer_norm(h)))),
+//! every product with a bias. Source: Radford et al., "Language models are unsupervised multitask learners", 2019.
+//! Matrices are [out, in] here and transposed in the published layout; those into the residual stream start smaller by
+//! sqrt(2 * layers).
+
+use patchgpt_autograd::{Result as GraphResult, Var};
+
+use crate::Result;
+use crate::config::ModelConfig;
+use crate::parameters::{Init, ParameterSpec, Parameters};
+
+pub(super) const EMBEDDING: &str = "transformer.wte.weight";
+pub(super) const POSITIONS: &str = "transformer.wpe.weight";
+
+/// A weight and its bias.
+struct Pair {
+    weight: Var,
+    bias: Var,
+}
+
+impl Pair {
+    fn linear(&self, x: &Var) -> GraphResult<Var> {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+
+    fn layer_norm(&self, x: &Var, eps: f64) -> GraphResult<Var> {
+        x.layer_norm(&self.weight, &self.bias, eps)
+    }
+}
+
+/// The parameters of one block and the constant of its norms.
+pub(super) struct Block {
+    attention_norm: Pair,
+    attention: Pair,
+    attention_output: Pair,
+    ffn_norm: Pair,
+    ffn: Pair,
+    ffn_output: Pair,
+    eps: f64,
+}
+
+/// Name of a parameter of a layer.
+fn name(layer: usize, part: &str, kind: &str) -> String {
+    format!("transformer.h.{layer}.{part}.{kind}")
+}
+
+pub(super) fn specs(config: &ModelConfig, layer: usize) -> Vec<ParameterSpec> {
+    let (c, f) = (config.hidden, config.ffn);
+    let normal = Init::Normal { std: config.init_std };
+    let residual = Init::Normal { std: config.init_std / (2.0 * config.layers as f64).sqrt() };
+    let norm = |part| {
+        [("weight", Init::Ones), ("bias", Init::Zeros)]
+            .map(|(kind, init)| ParameterSpec::new(name(layer, part, kind), &[c], init))
+    };
+    let linear = |part, rows: usize, columns: usize, init| {
+        [
+            ParameterSpec::new(name(layer, part, "weight"), &[rows, columns], init),
+            ParameterSpec::new(name(layer, part, "bias"), &[rows], Init::Zeros),
+        ]
+    };
+    [
+        norm("ln_1"),
+        linear("attn.c_attn", 3 * c, c, normal),
+        linear("attn.c_proj", c, c, residual),
+        norm("ln_2"),
+        linear("mlp.c_fc", f, c, normal),
+        linear("mlp.c_proj", c, f, residual),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+impl Block {
+    pub(super) fn new(config: &ModelConfig, parameters: &Parameters, layer: usize) -> Result<Block> {
+        let pair = |part| -> Result<Pair> {
+            let var = |kind| parameters.var(&name(layer, part, kind)).cloned();
+            Ok(Pair { weight: var("weight")?, bias: var("bias")? })
+        };
+        Ok(Block {
+            attention_norm: pair("ln_1")?,
+            attention: pair("attn.c_attn")?,
+            attention_output: pair("attn.c_proj")?,
+            ffn_norm: pair("ln_2")?,
+            ffn: pair("mlp.c_fc")?,
+            ffn_output: pair("mlp.c_proj")?,
+            eps: config.norm_eps,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
+        let joined = self.attention.linear(&self.attention_norm.layer_norm(x, self.eps)?)?;
+        let x = x.add(&self.attention_output.linear(&attend(&joined)?)?)?;
+        let activated = self.ffn.linear(&self.ffn_norm.layer_norm(&x, self.eps)?)?.gelu()?;
+        x.add(&self.ffn_output.linear(&activated)?)
+    }
+}

@@ -1,0 +1,242 @@
+//! AdamW over the flat parameters, one pass for the global norm and one for the update (Loshchilov and Hutter,
+//! arXiv 1711.05101; formula at `Backend::adamw`). The gradient is clipped by its global norm; learning rate, step number
+//! and clip factor are 0-d tensors on the device, so that nothing waits for it.
+
+use patchgpt_tensor::{DType, Tensor};
+
+use crate::config::TrainConfig;
+use crate::parameters::Parameters;
+use crate::{Error, Result};
+
+/// What does not change from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWSettings {
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of the parameters with two or more dimensions.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWSettings {
+    /// Those of the authors of patch-level training: betas 0.9 and 0.95, eps 1e-8, weight decay 0.1.
+    fn default() -> Self {
+        AdamWSettings { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+impl From<&TrainConfig> for AdamWSettings {
+    fn from(train: &TrainConfig) -> Self {
+        AdamWSettings { beta1: train.beta1, beta2: train.beta2, eps: train.eps, weight_decay: train.weight_decay }
+    }
+}
+
+/// The optimizer and its state: two moments in the layout of the parameters and the number of updates made.
+pub struct AdamW {
+    settings: AdamWSettings,
+    first_moment: Tensor,
+    second_moment: Tensor,
+    steps: u64,
+    learning_rate: Tensor,
+    step: Tensor,
+}
+
+impl AdamW {
+    /// An optimizer with moments of zero.
+    ///
+    /// # Errors
+    /// Settings out of range: betas outside [0, 1), eps or weight decay negative or not finite.
+    pub fn new(parameters: &Parameters, settings: AdamWSettings) -> Result<AdamW> {
+        let AdamWSettings { beta1, beta2, eps, weight_decay } = settings;
+        let in_unit = |beta: f64| (0.0..1.0).contains(&beta);
+        let positive = |x: f64| x.is_finite() && x >= 0.0;
+        if !(in_unit(beta1) && in_unit(beta2) && positive(eps) && positive(weight_decay)) {
+            return Err(Error::Config(format!(
+                "AdamW takes betas of at least 0 and below 1, and eps and weight decay of at least 0, not beta1 = {beta1}, \
+                 beta2 = {beta2}, eps = {eps}, weight_decay = {weight_decay}"
+            )));
+        }
+        let (dtype, device) = (parameters.dtype(), parameters.device());
+        let zeros = || Tensor::zeros(parameters.values().shape(), dtype, device);
+        Ok(AdamW {
+            settings,
+            first_moment: zeros()?,
+            second_moment: zeros()?,
+            steps: 0,
+            learning_rate: Tensor::zeros(&[], dtype, device)?,
+            step: Tensor::zeros(&[], DType::I32, device)?,
+        })
+    }
+
+    /// One update with the gradients at hand, scaled down to a global norm of `clip_norm` if theirs is larger. Returns the norm
+    /// before clipping, 0-d on the device. The gradients stay as they are.
+    ///
+    /// # Errors
+    /// A learning rate that is not finite, a `clip_norm` that is not positive, parameters of another model.
+    pub fn step(&mut self, parameters: &Parameters, learning_rate: f64, clip_norm: Option<f64>) -> Result<Tensor> {
+        if !learning_rate.is_finite() {
+            return Err(Error::Config(format!("the learning rate {learning_rate} is not a number to step by")));
+        }
+        let (norm, clip) = parameters.gradients().global_norm(clip_norm.unwrap_or(f64::INFINITY))?;
+        let steps = self.steps + 1;
+        self.learning_rate.fill_(learning_rate)?;
+        self.step.fill_(steps as f64)?;
+        patchgpt_tensor::AdamW {
+            parameters: parameters.values(),
+            gradients: parameters.gradients(),
+            first_moment: &self.first_moment,
+            second_moment: &self.second_moment,
+            learning_rate: &self.learning_rate,
+            clip: &clip,
+            step: &self.step,
+            beta1: self.settings.beta1,
+            beta2: self.settings.beta2,
+            eps: self.settings.eps,
+            weight_decay: self.settings.weight_decay,
+            decay_len: parameters.decay_len(),
+        }
+        .run()?;
+        self.steps = steps;
+        Ok(norm)
+    }
+
+    /// Moments and step count back to zero.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn reset(&mut self) -> Result<()> {
+        self.first_moment.fill_(0.0)?;
+        self.second_moment.fill_(0.0)?;
+        self.steps = 0;
+        Ok(())
+    }
+
+    /// The running mean of the gradient, flat, in the layout of the parameters.
+    pub fn first_moment(&self) -> &Tensor {
+        &self.first_moment
+    }
+
+    /// The running mean of the squared gradient, flat, in the layout of the parameters.
+    pub fn second_moment(&self) -> &Tensor {
+        &self.second_moment
+    }
+
+    /// Updates made since the start or the last reset.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Takes over the state of a checkpoint: both moments, flat, of any floating-point dtype, and the step count.
+    ///
+    /// # Errors
+    /// Moments of another length; a failure of the device.
+    pub fn load(&mut self, first_moment: &Tensor, second_moment: &Tensor, steps: u64) -> Result<()> {
+        for moment in [first_moment, second_moment] {
+            if moment.shape() != self.first_moment.shape() {
+                return Err(Error::Checkpoint(format!(
+                    "the optimizer's moments have the shape {:?}, and this model's parameters {:?}: the checkpoint is of another \
+                     model or dtype",
+                    moment.shape(),
+                    self.first_moment.shape()
+                )));
+            }
+        }
+        self.first_moment.copy_(first_moment)?;
+        self.second_moment.copy_(second_moment)?;
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use patchgpt_tensor::Device;
+
+    use super::*;
+    use crate::parameters::{Init, ParameterSpec};
+
+    fn model() -> Parameters {
+        let specs = vec![
+            ParameterSpec::new("matrix", &[2, 3], Init::Normal { std: 1.0 }),
+            ParameterSpec::new("bias", &[3], Init::Normal { std: 1.0 }),
+        ];
+        Parameters::build(specs, DType::F64, &Device::cpu().unwrap(), 3).unwrap()
+    }
+
+    fn set_gradients(parameters: &Parameters, f: impl Fn(usize) -> f64) {
+        for parameter in parameters.iter() {
+            let view = parameter.view(parameters.gradients()).unwrap();
+            let values: Vec<f64> = (0..view.len()).map(|i| f(parameter.start() + i)).collect();
+            view.write_from(&values).unwrap();
+        }
+    }
+
+    #[test]
+    fn matrices_decay_and_vectors_do_not() {
+        let parameters = model();
+        let before = parameters.values().to_f64_vec().unwrap();
+        let mut optimizer = AdamW::new(&parameters, AdamWSettings::default()).unwrap();
+        let norm = optimizer.step(&parameters, 0.5, None).unwrap();
+        assert_eq!(norm.item().unwrap(), 0.0);
+        let after = parameters.values().to_f64_vec().unwrap();
+        for (i, (b, a)) in before.iter().zip(&after).enumerate() {
+            let expected = if i < parameters.decay_len() { b * (1.0 - 0.5 * 0.1) } else { *b };
+            assert!((a - expected).abs() <= 1e-15 * b.abs(), "element {i}: {a} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn the_norm_is_of_all_gradients_and_clipping_scales_the_first_moment() {
+        let parameters = model();
+        set_gradients(&parameters, |_| 2.0);
+        let mut optimizer = AdamW::new(&parameters, AdamWSettings::default()).unwrap();
+        let norm = optimizer.step(&parameters, 1e-3, Some(1.0)).unwrap().item().unwrap();
+        assert!((norm - 6.0).abs() < 1e-14, "nine gradients of 2 have the norm 6, got {norm}");
+        let moment = optimizer.first_moment().to_f64_vec().unwrap();
+        let expected = 0.1 * 2.0 / (6.0 + 1e-6);
+        assert!((moment[0] - expected).abs() < 1e-15);
+        assert_eq!(moment[6], 0.0, "gaps stay zero");
+    }
+
+    #[test]
+    fn a_loaded_state_continues_to_the_bit_and_a_reset_starts_over() {
+        let run = |parameters: &Parameters, optimizer: &mut AdamW, from: u64, to: u64| {
+            for step in from..to {
+                set_gradients(parameters, |i| ((i as u64 + 3 * step) % 7) as f64 - 3.0);
+                optimizer.step(parameters, 1e-2, Some(1.0)).unwrap();
+            }
+        };
+        let whole = model();
+        let mut optimizer = AdamW::new(&whole, AdamWSettings::default()).unwrap();
+        run(&whole, &mut optimizer, 0, 6);
+
+        let parts = model();
+        let mut first = AdamW::new(&parts, AdamWSettings::default()).unwrap();
+        run(&parts, &mut first, 0, 3);
+        let mut second = AdamW::new(&parts, AdamWSettings::default()).unwrap();
+        second.load(first.first_moment(), first.second_moment(), first.steps()).unwrap();
+        run(&parts, &mut second, 3, 6);
+        assert_eq!(whole.values().to_f64_vec().unwrap(), parts.values().to_f64_vec().unwrap());
+        assert_eq!(second.steps(), 6);
+
+        second.reset().unwrap();
+        assert_eq!(second.steps(), 0);
+        assert!(second.second_moment().to_f64_vec().unwrap().iter().all(|&v| v == 0.0));
+    }
+
+    #[test]
+    fn mistakes_are_errors() {
+        let parameters = model();
+        let settings = AdamWSettings { beta2: 1.0, ..AdamWSettings::default() };
+        assert!(AdamW::new(&parameters, settings).err().unwrap().to_string().contains("beta2 = 1"));
+        let mut optimizer = AdamW::new(&parameters, AdamWSettings::default()).unwrap();
+        assert!(optimizer.step(&parameters, f64::NAN, None).is_err());
+        assert!(optimizer.step(&parameters, 1e-3, Some(0.0)).is_err());
+        assert_eq!(optimizer.steps(), 0, "a refused step does not count");
+        let short = Tensor::zeros(&[3], DType::F64, &Device::cpu().unwrap()).unwrap();
+        assert!(optimizer.load(&short, &short, 1).err().unwrap().to_string().contains("[3]"));
+    }
+}
