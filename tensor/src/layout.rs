@@ -29,7 +29,10 @@ impl Layout {
     /// More than [`MAX_RANK`] dimensions, or more elements than `isize::MAX`.
     pub fn contiguous(shape: &[usize]) -> Result<Self> {
         if shape.len() > MAX_RANK {
-            return Err(Error::shape("shape", format!("at most {MAX_RANK} dimensions, got {}: {shape:?}", shape.len())));
+            return Err(Error::shape(
+                "shape",
+                format!("at most {MAX_RANK} dimensions, got {}: {shape:?}", shape.len()),
+            ));
         }
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
         if elements.is_none_or(|n| n > isize::MAX as usize / 8) {
@@ -133,7 +136,10 @@ impl Layout {
         let valid = order.len() == self.rank
             && order.iter().all(|&d| d < self.rank && !std::mem::replace(&mut seen[d.min(MAX_RANK - 1)], true));
         if !valid {
-            return Err(Error::shape("permute", format!("{order:?} is no permutation of the dimensions of {:?}", self.shape())));
+            return Err(Error::shape(
+                "permute",
+                format!("{order:?} is no permutation of the dimensions of {:?}", self.shape()),
+            ));
         }
         let mut out = *self;
         for (to, &from) in order.iter().enumerate() {
@@ -153,7 +159,8 @@ impl Layout {
         }
         let mut out = *self;
         out.shape[dim] = length;
-        out.offset += start * self.strides[dim];
+        // A view without elements stays where it was: behind the last element there may be no memory to point to.
+        out.offset += if out.is_empty() { 0 } else { start * self.strides[dim] };
         Ok(out)
     }
 
@@ -268,7 +275,8 @@ mod tests {
             base.narrow(0, 1, 1).unwrap(),
             Layout::contiguous(&[1, 6, 1]).unwrap().broadcast_to(&[4, 6, 2]).unwrap(),
         ];
-        let shapes: [&[usize]; 8] = [&[24, 5], &[4, 30], &[2, 2, 6, 5], &[4, 2, 2, 5], &[72], &[4, 1, 6, 1, 5], &[6, 5], &[12, 4]];
+        let shapes: [&[usize]; 8] =
+            [&[24, 5], &[4, 30], &[2, 2, 6, 5], &[4, 2, 2, 5], &[72], &[4, 1, 6, 1, 5], &[6, 5], &[12, 4]];
         let mut viewed = 0;
         for view in views {
             for shape in shapes {

@@ -125,9 +125,7 @@ impl<F: Fn(&[Var]) -> Result<Var>> Problem<'_, F> {
         let (mut rise, mut rounding) = (Sum::default(), 0.0);
         for ((c, a), b) in self.cotangent.iter().zip(&y_up).zip(&y_down) {
             rise.add(c * (a - b));
-            if a != b {
-                rounding += c.abs() * (a.abs() + b.abs()) * f64::EPSILON;
-            }
+            rounding += c.abs() * (a.abs() + b.abs()) * f64::EPSILON;
         }
         Ok(Slope { numeric: rise.value() / width, analytic: predicted / width, rounding: rounding / width.abs() })
     }

@@ -14,7 +14,7 @@ use patchgpt_tensor::{DType, Device, Distribution, Tensor};
 
 use crate::{Error, Result, Var};
 use difference::{Move, Problem};
-pub use options::{Options, Point};
+pub use options::{Kink, Options, Point};
 pub use report::{Comparison, InputReport, Method, Report, Verdict};
 
 /// Largest disagreement, relative to the largest element, between two computations that differ in rounding only.
@@ -209,7 +209,7 @@ where
         if !acceptable && !options.zero_inputs.contains(&i) {
             // Name the element that is to blame, if the error stands out there too.
             let element = problem.localise(i, moves, gradient, options.step)?;
-            if !(element.error() <= options.tolerance * scale) {
+            if element.error().is_nan() || element.error() > options.tolerance * scale {
                 *difference = element;
             }
         }

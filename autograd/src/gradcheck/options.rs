@@ -16,7 +16,8 @@ pub struct Point {
     pub reach: f64,
 }
 
-type Kink = Arc<dyn Fn(Point) -> bool + Send + Sync>;
+/// Tells whether the function has no derivative near an element.
+pub type Kink = Arc<dyn Fn(Point) -> bool + Send + Sync>;
 
 /// How [`gradcheck`](fn@crate::gradcheck) checks. The defaults fit smooth functions of arguments around 1.
 #[derive(Clone)]
@@ -36,7 +37,8 @@ pub struct Options {
     /// Also run the function twice on the same inputs, whose gradients must then double: catches a backward that overwrites what it
     /// should add to, or that writes to the gradient it was given.
     pub second_use: bool,
-    kinks: Vec<Kink>,
+    /// Elements for which one of these says true are left out; see [`Options::kinks`] and [`Options::kinks_at`].
+    pub kinks: Vec<Kink>,
 }
 
 impl Default for Options {

@@ -133,7 +133,8 @@ impl InputReport {
             let error = d.error();
             let within = match zero {
                 true => !error.is_nan() && d.analytic.abs().max(d.numeric.abs()) <= d.uncertainty,
-                false => scale > 0.0 && error <= tolerance * scale,
+                // Where the differences are as uncertain as the gradient is large, agreement says nothing.
+                false => error <= tolerance * scale && d.uncertainty < scale,
             };
             if within {
                 agreed += 1;
@@ -143,7 +144,8 @@ impl InputReport {
                 failed += 1;
             }
             // A NaN is worse than any number.
-            if worst.is_none_or(|w| !w.error().is_nan() && !(error <= w.error())) {
+            let badness = |error: f64| if error.is_nan() { f64::INFINITY } else { error };
+            if worst.is_none_or(|w| badness(error) > badness(w.error())) {
                 worst = Some(d);
             }
         }
