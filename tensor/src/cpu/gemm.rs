@@ -7,8 +7,9 @@ mod kernel;
 
 use super::isa::{Path, dispatch, path};
 use super::math::Float;
-use super::parallel::Pool;
+use super::parallel::{Pool, blocks};
 use kernel::Product;
+use std::cell::Cell;
 
 /// A matrix to read: the value (i, j) stands `i * row_stride + j * col_stride` values from `ptr`.
 #[derive(Clone, Copy, Debug)]
@@ -91,10 +92,62 @@ impl<F: Float> MatRef<F> {
     }
 }
 
-/// The tile that outputs of m x n are cut into, by shape alone.
-fn tile(m: usize, n: usize, k: usize) -> (usize, usize) {
-    let _ = k;
-    (m.min(256), n.min(512))
+/// How a batch of products is cut into tasks: tiles of the output, and pieces of k that are summed in order.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    rows: usize,
+    cols: usize,
+    depth: usize,
+}
+
+impl Cut {
+    /// Largest tile: what is packed for it fits the second-level cache, and packing is a small share of the work.
+    const ROWS: usize = 256;
+    const COLS: usize = 512;
+    /// Smallest side of a tile that is cut further, and smallest piece of k.
+    const SIDE: usize = 64;
+    const DEPTH: usize = 512;
+    /// Below the first number of tasks a product is cut further, towards the second, ...
+    const FEW: usize = 8;
+    const ENOUGH: usize = 16;
+    /// ... unless a task would have fewer multiplications than this, some 5 microseconds.
+    const WORK: usize = 1 << 18;
+
+    /// The cut for `batch` products of [m, k] and [k, n], by shape alone. Small outputs of a long sum, such as weight
+    /// gradients, are cut along k, where tiles lose less than by being smaller.
+    fn new(batch: usize, m: usize, n: usize, k: usize) -> Cut {
+        let mut cut = Cut { rows: even(m, Cut::ROWS), cols: even(n, Cut::COLS), depth: k };
+        let work = batch.saturating_mul(m).saturating_mul(n).saturating_mul(k);
+        let tasks = |cut: &Cut| batch * cut.tiles(m, n) * cut.pieces(k);
+        if tasks(&cut) < Cut::FEW.min(work / Cut::WORK) {
+            let pieces = Cut::ENOUGH.min(work / Cut::WORK).div_ceil(tasks(&cut)).min(k / Cut::DEPTH).max(1);
+            cut.depth = even(k, k.div_ceil(pieces));
+        }
+        while tasks(&cut) < Cut::FEW.min(work / Cut::WORK) && cut.rows.max(cut.cols) > Cut::SIDE {
+            if cut.rows > cut.cols {
+                cut.rows = even(m, cut.rows / 2);
+            } else {
+                cut.cols = even(n, cut.cols / 2);
+            }
+        }
+        cut
+    }
+
+    /// Tiles of one output of m x n.
+    fn tiles(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.rows) * n.div_ceil(self.cols)
+    }
+
+    /// Pieces of a sum over k; one if it is empty.
+    fn pieces(&self, k: usize) -> usize {
+        k.div_ceil(self.depth.max(1)).max(1)
+    }
+}
+
+/// The length of the parts when `length` is cut into as few equal parts of at most `most` as it takes; a multiple of
+/// 16 unless `most` is less.
+fn even(length: usize, most: usize) -> usize {
+    length.div_ceil(length.div_ceil(most).max(1)).next_multiple_of(16).min(most).max(1)
 }
 
 /// `out = alpha * a @ b`, plus `out` if `accumulate`, on the threads of `pool`. With k = 0 zeros (`out` stays if
@@ -115,8 +168,8 @@ pub(crate) unsafe fn gemm<F: Float>(
     unsafe { gemm_batched(pool, 1, |_| (out, a, b), alpha, accumulate) }
 }
 
-/// [`gemm`] of the products `item(0..batch)`, which all have the shapes of the first; tiles of all of them are spread
-/// over the threads together.
+/// [`gemm`] of the products `item(0..batch)`, which all have the shapes of the first; the tiles of all of them are
+/// spread over the threads together.
 ///
 /// # Safety
 /// As for [`gemm`], for every product; outputs do not overlap each other.
@@ -131,17 +184,98 @@ pub(crate) unsafe fn gemm_batched<F: Float>(
         return;
     }
     let (out, a, _) = item(0);
-    let (tile_rows, tile_cols) = tile(out.rows, out.cols, a.cols);
-    let (tiles_down, tiles_across) = (out.rows.div_ceil(tile_rows.max(1)), out.cols.div_ceil(tile_cols.max(1)));
-    pool.run(batch * tiles_down * tiles_across, |task| {
-        let (out, a, b) = item(task / (tiles_down * tiles_across));
-        let (row, col) = (task / tiles_across % tiles_down * tile_rows, task % tiles_across * tile_cols);
-        let (rows, cols) = (tile_rows.min(out.rows - row), tile_cols.min(out.cols - col));
-        let a_rows = a.block(row, 0, rows, a.cols);
-        let b_cols = b.block(0, col, b.rows, cols);
-        // SAFETY: the caller's promise; the tiles of different tasks do not overlap.
-        unsafe { gemm_single(out.block(row, col, rows, cols), a_rows, b_cols, alpha, accumulate) };
+    let (m, n, k) = (out.rows, out.cols, a.cols);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let cut = Cut::new(batch, m, n, k);
+    let (tiles, pieces, across) = (cut.tiles(m, n), cut.pieces(k), n.div_ceil(cut.cols));
+    // The first piece of k goes to the output, the others to `partial` [batch, pieces - 1, m, n], added afterwards.
+    let mut partial = Partial::take((pieces - 1) * batch * m * n);
+    let others: MatMut<F> = MatMut::contiguous(partial.pointer(), batch * (pieces - 1) * m, n);
+    pool.run(batch * tiles * pieces, |task| {
+        let (index, tile, piece) = (task / (tiles * pieces), task / pieces % tiles, task % pieces);
+        let (out, a, b) = item(index);
+        let (row, col, start) = (tile / across * cut.rows, tile % across * cut.cols, piece * cut.depth);
+        let (rows, cols, depth) = (cut.rows.min(m - row), cut.cols.min(n - col), cut.depth.min(k - start));
+        let (a, b) = (a.block(row, start, rows, depth), b.block(start, col, depth, cols));
+        // SAFETY: the caller's promise; the tiles of different tasks do not overlap, nor do those of `partial`.
+        unsafe {
+            if piece == 0 {
+                gemm_single(out.block(row, col, rows, cols), a, b, alpha, accumulate);
+            } else {
+                let top = (index * (pieces - 1) + piece - 1) * m;
+                gemm_single(others.block(top + row, col, rows, cols), a, b, alpha, false);
+            }
+        }
     });
+    if pieces == 1 {
+        return;
+    }
+    let (count, rows) = blocks(m, n * pieces);
+    pool.run(batch * count, |task| {
+        let (index, top) = (task / count, task % count * rows);
+        let out = item(index).0;
+        for row in top..m.min(top + rows) {
+            for piece in 0..pieces - 1 {
+                let other = others.block((index * (pieces - 1) + piece) * m + row, 0, 1, n);
+                // SAFETY: rows inside `out` and `partial`, each of one task.
+                unsafe { add_row(out.block(row, 0, 1, n), other) };
+            }
+        }
+    });
+    partial.give_back();
+}
+
+/// Adds a contiguous row to a row.
+///
+/// # Safety
+/// `row` is valid for reads and writes, `other`, contiguous, for reads; they do not overlap.
+unsafe fn add_row<F: Float>(row: MatMut<F>, other: MatMut<F>) {
+    // SAFETY: the caller's promise.
+    let other = unsafe { std::slice::from_raw_parts(other.ptr, other.cols) };
+    if row.col_stride == 1 {
+        // SAFETY: as above.
+        let row = unsafe { std::slice::from_raw_parts_mut(row.ptr, row.cols) };
+        for (value, other) in row.iter_mut().zip(other) {
+            *value += *other;
+        }
+    } else {
+        for (j, other) in other.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *row.at(0, j) += *other };
+        }
+    }
+}
+
+thread_local! {
+    /// The buffer of [`Partial`] of this thread, kept from call to call.
+    static PARTIAL: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
+/// Sums over pieces of k that wait to be added to the output.
+struct Partial(Vec<u64>);
+
+impl Partial {
+    /// Room for `length` values of at most 8 bytes.
+    fn take(length: usize) -> Partial {
+        if length == 0 {
+            return Partial(Vec::new());
+        }
+        let mut buffer = PARTIAL.take();
+        if buffer.len() < length {
+            buffer = vec![0; length];
+        }
+        Partial(buffer)
+    }
+
+    fn pointer<F>(&mut self) -> *mut F {
+        self.0.as_mut_ptr().cast()
+    }
+
+    fn give_back(self) {
+        PARTIAL.set(self.0);
+    }
 }
 
 /// [`gemm`] on the calling thread, in one piece.
