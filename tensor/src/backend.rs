@@ -19,8 +19,25 @@ pub const IGNORE_INDEX: i32 = -100;
 
 /// Names of the primitives of [`Backend`]; conformance tests and benches cover each.
 pub const PRIMITIVES: &[&str] = &[
-    "fill", "copy", "random", "unary", "binary", "reduce", "matmul", "softmax", "patch_embedding", "rms_norm", "layer_norm",
-    "rope", "causal_attention", "gelu", "swiglu", "cross_entropy", "linear_cross_entropy", "adamw", "global_norm",
+    "fill",
+    "copy",
+    "random",
+    "unary",
+    "binary",
+    "reduce",
+    "matmul",
+    "softmax",
+    "patch_embedding",
+    "rms_norm",
+    "layer_norm",
+    "rope",
+    "causal_attention",
+    "gelu",
+    "swiglu",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "adamw",
+    "global_norm",
 ];
 
 /// An output: written, or added to if `accumulate`.
@@ -222,7 +239,13 @@ pub trait Backend: Any + Send + Sync {
 
     /// Rows: `d_table[v] (+)= (1/K) * sum over positions p of v, in ascending order, of d_out[p / K]`, d_table [V, C], d_out [N, C].
     /// Without `accumulate`, rows of ids that do not occur become zero.
-    fn patch_embedding_backward(&self, d_table: Destination, d_out: &Tensor, index: &ScatterIndex, patch: usize) -> Result<()>;
+    fn patch_embedding_backward(
+        &self,
+        d_table: Destination,
+        d_out: &Tensor,
+        index: &ScatterIndex,
+        patch: usize,
+    ) -> Result<()>;
 
     /// Rows: `rstd = 1 / sqrt(mean(x^2) + eps)`, `out = x * rstd * weight`; x and out [N, C], weight [C], rstd [N].
     /// Source: Zhang and Sennrich, arXiv 1910.07467.
@@ -242,7 +265,16 @@ pub trait Backend: Any + Send + Sync {
 
     /// Rows: `rstd = 1 / sqrt(var(x) + eps)` (biased variance, two passes over the row), `out = (x - mean) * rstd * weight + bias`; x and out [N, C], weight and bias [C], mean
     /// and rstd [N]. Source: Ba et al., arXiv 1607.06450.
-    fn layer_norm(&self, out: &Tensor, mean: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<()>;
+    fn layer_norm(
+        &self,
+        out: &Tensor,
+        mean: &Tensor,
+        rstd: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<()>;
 
     /// Rows, with `x^ = (x - mean) * rstd` and `g = d_out * weight`: `d_x (+)= rstd * (g - mean(g) - x^ * mean(g * x^))`,
     /// `d_weight (+)= sum over rows of d_out * x^`, `d_bias (+)= sum over rows of d_out`. `d_x` may be `d_out` itself.
@@ -267,7 +299,15 @@ pub trait Backend: Any + Send + Sync {
     /// Rows: `out = softmax(scale * q k^T + mask) v` per head without a T x S matrix in memory, and `lse` [B, H, T], the log-sum-exp of each masked row of scores.
     /// q and out [B, T, H, D]; k and v [B, S, G, D] with H a multiple of G, query head h reading key head h / (H/G);
     /// T <= S, and query t sees the keys 0..=t + S - T. Source: Dao, arXiv 2307.08691.
-    fn causal_attention(&self, out: &Tensor, lse: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<()>;
+    fn causal_attention(
+        &self,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f64,
+    ) -> Result<()>;
 
     /// Rows, with `p = e^(scale * q k^T - lse)`, `delta = rowsum(d_out * out)`, `ds = p * (d_out v^T - delta)`:
     /// `d_v (+)= p^T d_out`, `d_q (+)= scale * ds k`, `d_k (+)= scale * ds^T q`, heads of a group summed in order.
@@ -303,7 +343,14 @@ pub trait Backend: Any + Send + Sync {
     /// Rows: `lse[n] = log sum_v e^logits[n, v]`, `losses[n] = sum over k with a valid target of w_k * (lse[n] - logits[n, targets[n, k]])`. logits [N, V], targets i32 [N, K]
     /// contiguous, each in 0..V or [`IGNORE_INDEX`], weights [K] contiguous, lse and losses [N]. One pass for the log-sum-exp and K gathers;
     /// a row without a valid target has loss 0.
-    fn cross_entropy(&self, losses: &Tensor, lse: &Tensor, logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<()>;
+    fn cross_entropy(
+        &self,
+        losses: &Tensor,
+        lse: &Tensor,
+        logits: &Tensor,
+        targets: &Tensor,
+        weights: &Tensor,
+    ) -> Result<()>;
 
     /// Rows, with n = sum of w_k over the valid k: `d_logits[n, v] (+)= d_losses[n] * (n * e^(logits[n, v] - lse[n]) - sum of w_k with targets[n, k] = v)`;
     /// d_losses [N], accumulator dtype, any stride. `d_logits` may be `logits` itself.

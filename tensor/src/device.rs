@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::cpu::Cpu;
 use crate::index::IndexRange;
@@ -94,7 +94,14 @@ impl Buffer {
             held: 0,
         })?;
         let memory = device.backend().allocate(bytes)?;
-        Ok(Arc::new(Buffer { device: device.clone(), dtype, len, version: AtomicU64::new(0), memory, range: Mutex::new(None) }))
+        Ok(Arc::new(Buffer {
+            device: device.clone(),
+            dtype,
+            len,
+            version: AtomicU64::new(0),
+            memory,
+            range: Mutex::new(None),
+        }))
     }
 
     /// The device that owns the memory.

@@ -55,7 +55,9 @@ pub enum Error {
         op: &'static str,
     },
     /// The device could not provide memory.
-    #[error("out of memory on {device}: {bytes} bytes asked for, {held} bytes held; use a smaller batch, a shorter sequence or a smaller model")]
+    #[error(
+        "out of memory on {device}: {bytes} bytes asked for, {held} bytes held; use a smaller batch, a shorter sequence or a smaller model"
+    )]
     OutOfMemory {
         /// Name of the device.
         device: String,

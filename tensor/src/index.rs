@@ -40,7 +40,11 @@ impl IndexRange {
 
     /// The range of both.
     pub(crate) fn union(self, other: IndexRange) -> IndexRange {
-        IndexRange { low: self.low.min(other.low), high: self.high.max(other.high), ignored: self.ignored || other.ignored }
+        IndexRange {
+            low: self.low.min(other.low),
+            high: self.high.max(other.high),
+            ignored: self.ignored || other.ignored,
+        }
     }
 }
 
@@ -58,13 +62,18 @@ pub(crate) fn check_indices(op: &'static str, indices: &Tensor, bound: usize, ig
     let fits = |r: IndexRange| r.low > r.high || (r.low >= 0 && (r.high as u64) < bound as u64);
     match indices.buffer().index_range() {
         Some(range) if fits(range) && (ignorable || !range.ignored) => Ok(()),
-        None => Err(Error::value(op, "indices of unknown range: indices are made with Tensor::from_slice, which takes their range")),
+        None => Err(Error::value(
+            op,
+            "indices of unknown range: indices are made with Tensor::from_slice, which takes their range",
+        )),
         // The buffer may hold more than this view: look at the view itself before refusing.
         Some(_) => {
             let allowed = |i: i32| (0..bound as i64).contains(&(i as i64)) || (ignorable && i == IGNORE_INDEX);
             match indices.to_vec::<i32>()?.into_iter().enumerate().find(|&(_, i)| !allowed(i)) {
                 None => Ok(()),
-                Some((position, index)) => Err(Error::Index { op, index: index as i64, position, low: 0, high: bound as i64 }),
+                Some((position, index)) => {
+                    Err(Error::Index { op, index: index as i64, position, low: 0, high: bound as i64 })
+                }
             }
         }
     }
@@ -124,7 +133,10 @@ impl ScatterIndex {
         let op = "scatter_index";
         let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
         if offsets.first() != Some(&0) || !ascending || offsets.last().map(|&o| o as usize) != Some(order.len()) {
-            return Err(Error::value(op, format!("offsets must ascend from 0 to the number of positions, {}", order.len())));
+            return Err(Error::value(
+                op,
+                format!("offsets must ascend from 0 to the number of positions, {}", order.len()),
+            ));
         }
         if let Some((position, &p)) = order.iter().enumerate().find(|&(_, &p)| p < 0 || p as usize >= order.len()) {
             return Err(Error::Index { op, index: p as i64, position, low: 0, high: order.len() as i64 });

@@ -54,7 +54,10 @@ impl Tensor {
     pub fn from_slice<E: Element>(data: &[E], shape: &[usize], device: &Device) -> Result<Tensor> {
         let out = Tensor::empty(shape, E::DTYPE, device)?;
         if out.len() != data.len() {
-            return Err(Error::shape("from_slice", format!("{shape:?} takes {} elements, got {}", out.len(), data.len())));
+            return Err(Error::shape(
+                "from_slice",
+                format!("{shape:?} takes {} elements, got {}", out.len(), data.len()),
+            ));
         }
         out.write_from(data)?;
         Ok(out)
@@ -62,7 +65,14 @@ impl Tensor {
 
     /// Random numbers by the counter-based generator Philox4x32-10 (Salmon et al., 2011): element i of the tensor depends
     /// on `seed` and `offset + i` only, whatever the device or the number of threads.
-    pub fn random(shape: &[usize], distribution: Distribution, seed: u64, offset: u64, dtype: DType, device: &Device) -> Result<Tensor> {
+    pub fn random(
+        shape: &[usize],
+        distribution: Distribution,
+        seed: u64,
+        offset: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
         let out = Tensor::empty(shape, dtype, device)?;
         out.random_(distribution, seed, offset)?;
         Ok(out)

@@ -23,6 +23,7 @@ mod rms_norm;
 mod rope;
 mod softmax;
 mod swiglu;
+mod vectorized;
 
 use std::sync::Arc;
 
@@ -148,7 +149,13 @@ impl Backend for Cpu {
         patch_embedding::patch_embedding(&self.pool, out, table, ids)
     }
 
-    fn patch_embedding_backward(&self, d_table: Destination, d_out: &Tensor, index: &ScatterIndex, patch: usize) -> Result<()> {
+    fn patch_embedding_backward(
+        &self,
+        d_table: Destination,
+        d_out: &Tensor,
+        index: &ScatterIndex,
+        patch: usize,
+    ) -> Result<()> {
         patch_embedding::patch_embedding_backward(&self.pool, d_table, d_out, index, patch)
     }
 
@@ -168,7 +175,16 @@ impl Backend for Cpu {
         rms_norm::rms_norm_backward(&self.pool, d_x, d_weight, d_out, x, weight, rstd)
     }
 
-    fn layer_norm(&self, out: &Tensor, mean: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<()> {
+    fn layer_norm(
+        &self,
+        out: &Tensor,
+        mean: &Tensor,
+        rstd: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<()> {
         layer_norm::layer_norm(&self.pool, out, mean, rstd, x, weight, bias, eps)
     }
 
@@ -190,7 +206,15 @@ impl Backend for Cpu {
         rope::rope(&self.pool, out, x, cos, sin, inverse)
     }
 
-    fn causal_attention(&self, out: &Tensor, lse: &Tensor, q: &Tensor, k: &Tensor, v: &Tensor, scale: f64) -> Result<()> {
+    fn causal_attention(
+        &self,
+        out: &Tensor,
+        lse: &Tensor,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f64,
+    ) -> Result<()> {
         causal_attention::causal_attention(&self.pool, out, lse, q, k, v, scale)
     }
 
@@ -226,7 +250,14 @@ impl Backend for Cpu {
         swiglu::swiglu_backward(&self.pool, d_x, d_out, x)
     }
 
-    fn cross_entropy(&self, losses: &Tensor, lse: &Tensor, logits: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<()> {
+    fn cross_entropy(
+        &self,
+        losses: &Tensor,
+        lse: &Tensor,
+        logits: &Tensor,
+        targets: &Tensor,
+        weights: &Tensor,
+    ) -> Result<()> {
         cross_entropy::cross_entropy(&self.pool, losses, lse, logits, targets, weights)
     }
 

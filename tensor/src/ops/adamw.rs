@@ -20,7 +20,9 @@ impl AdamW<'_> {
                 return Err(Error::shape(op, format!("contiguous buffers expected, got {:?}", t.layout())));
             }
         }
-        for (what, t) in [("the learning rate", self.learning_rate), ("the clip factor", self.clip), ("the step", self.step)] {
+        for (what, t) in
+            [("the learning rate", self.learning_rate), ("the clip factor", self.clip), ("the step", self.step)]
+        {
             expect_shape(op, what, t, &[])?;
         }
         if self.step.dtype() != DType::I32 {
@@ -63,7 +65,10 @@ impl Tensor {
         expect_shape(op, "the norm", norm, &[])?;
         expect_shape(op, "the clip factor", clip, &[])?;
         if max_norm.is_nan() || max_norm <= 0.0 {
-            return Err(Error::value(op, format!("a positive largest norm expected (infinity for none), got {max_norm}")));
+            return Err(Error::value(
+                op,
+                format!("a positive largest norm expected (infinity for none), got {max_norm}"),
+            ));
         }
         self.device().backend().global_norm(norm, clip, &self.contiguous()?, max_norm)?;
         norm.mark_written();

@@ -14,13 +14,20 @@ pub struct CausalAttention {
 fn check(op: &'static str, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     same_kind(op, &[q, k, v])?;
     let (&[b, t, h, d], &[b2, s, g, d2]) = (q.shape(), k.shape()) else {
-        return Err(Error::shape(op, format!("q [B, T, H, D] and k [B, S, G, D] expected, got {:?} and {:?}", q.shape(), k.shape())));
+        return Err(Error::shape(
+            op,
+            format!("q [B, T, H, D] and k [B, S, G, D] expected, got {:?} and {:?}", q.shape(), k.shape()),
+        ));
     };
     expect_shape(op, "v", v, k.shape())?;
     if b != b2 || d != d2 || t > s || g == 0 || h % g != 0 {
         return Err(Error::shape(
             op,
-            format!("q [B, T, H, D] and k [B, S, G, D] with T <= S and H a multiple of G expected, got {:?} and {:?}", q.shape(), k.shape()),
+            format!(
+                "q [B, T, H, D] and k [B, S, G, D] with T <= S and H a multiple of G expected, got {:?} and {:?}",
+                q.shape(),
+                k.shape()
+            ),
         ));
     }
     Ok(())
@@ -61,14 +68,26 @@ impl Tensor {
         for (what, gradient, x) in [("d_q", gradients[0], self), ("d_k", gradients[1], k), ("d_v", gradients[2], v)] {
             expect_shape(op, what, gradient.tensor, x.shape())?;
         }
-        let (q, k, v, d_out) = (self.contiguous_rows()?, k.contiguous_rows()?, v.contiguous_rows()?, d_out.contiguous_rows()?);
+        let (q, k, v, d_out) =
+            (self.contiguous_rows()?, k.contiguous_rows()?, v.contiguous_rows()?, d_out.contiguous_rows()?);
         let [d_q, d_k, d_v] = gradients;
         let rows = |d: &Destination| d.tensor.layout().has_contiguous_rows();
         through(op, d_q, rows(&d_q), |d_q| {
             through(op, d_k, rows(&d_k), |d_k| {
                 through(op, d_v, rows(&d_v), |d_v| {
                     let backend = q.device().backend();
-                    backend.causal_attention_backward(d_q, d_k, d_v, &d_out, &q, &k, &v, &saved.output, &saved.lse, scale)
+                    backend.causal_attention_backward(
+                        d_q,
+                        d_k,
+                        d_v,
+                        &d_out,
+                        &q,
+                        &k,
+                        &v,
+                        &saved.output,
+                        &saved.lse,
+                        scale,
+                    )
                 })
             })
         })

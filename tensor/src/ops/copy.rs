@@ -56,7 +56,8 @@ impl Tensor {
     /// # Errors
     /// No tensors, unequal shapes or dtypes.
     pub fn concat(tensors: &[&Tensor], dim: usize) -> Result<Tensor> {
-        let first = *tensors.first().ok_or_else(|| crate::Error::shape("concat", "at least one tensor expected, got none"))?;
+        let first =
+            *tensors.first().ok_or_else(|| crate::Error::shape("concat", "at least one tensor expected, got none"))?;
         let mut shape = first.shape().to_vec();
         if dim >= shape.len() {
             return Err(crate::Error::shape("concat", format!("no dimension {dim} in {shape:?}")));

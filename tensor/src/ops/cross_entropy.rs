@@ -13,7 +13,14 @@ pub struct CrossEntropy {
 }
 
 /// Checks `targets` [N, K] in 0..v or ignored, and `weights` [K]; gives both contiguous.
-pub(super) fn check_targets(op: &'static str, x: &Tensor, rows: usize, v: usize, targets: &Tensor, weights: &Tensor) -> Result<(Tensor, Tensor)> {
+pub(super) fn check_targets(
+    op: &'static str,
+    x: &Tensor,
+    rows: usize,
+    v: usize,
+    targets: &Tensor,
+    weights: &Tensor,
+) -> Result<(Tensor, Tensor)> {
     same_device(op, &[x, targets, weights])?;
     let k = width(op, targets)?;
     let targets = as_rows(op, &targets.contiguous()?)?;

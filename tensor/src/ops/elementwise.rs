@@ -84,7 +84,10 @@ impl Tensor {
     /// Unequal shapes.
     pub fn max_abs_diff(&self, other: &Tensor) -> Result<f64> {
         if self.shape() != other.shape() {
-            return Err(Error::shape("max_abs_diff", format!("equal shapes expected, got {:?} and {:?}", self.shape(), other.shape())));
+            return Err(Error::shape(
+                "max_abs_diff",
+                format!("equal shapes expected, got {:?} and {:?}", self.shape(), other.shape()),
+            ));
         }
         let (a, b) = (self.to_f64_vec()?, other.to_f64_vec()?);
         Ok(a.iter().zip(&b).fold(0.0, |m: f64, (x, y)| {

@@ -49,7 +49,9 @@ impl Tensor {
         let (x, weight, d_out) = (as_rows(op, self)?, weight.contiguous()?, as_rows(op, d_out)?);
         expect_shape(op, "the mean", mean, &[x.dim(0)])?;
         expect_shape(op, "rstd", rstd, &[x.dim(0)])?;
-        for (what, d, shape) in [("d_x", gradients[0], self.shape()), ("d_weight", gradients[1], &[c]), ("d_bias", gradients[2], &[c])] {
+        for (what, d, shape) in
+            [("d_x", gradients[0], self.shape()), ("d_weight", gradients[1], &[c]), ("d_bias", gradients[2], &[c])]
+        {
             if let Some(d) = d {
                 same_kind(op, &[self, d.tensor])?;
                 expect_shape(op, what, d.tensor, shape)?;

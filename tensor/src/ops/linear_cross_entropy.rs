@@ -30,7 +30,10 @@ impl Tensor {
             return Err(Error::shape(op, format!("a weight [V, C] expected, got {:?}", weight.shape())));
         };
         if x.dim(1) != c {
-            return Err(Error::shape(op, format!("x [.., {c}] expected for the weight {:?}, got {:?}", weight.shape(), self.shape())));
+            return Err(Error::shape(
+                op,
+                format!("x [.., {c}] expected for the weight {:?}, got {:?}", weight.shape(), self.shape()),
+            ));
         }
         let (targets, target_weights) = check_targets(op, self, x.dim(0), v, targets, target_weights)?;
         expect_shape(op, "the scale", scale, &[])?;
@@ -89,13 +92,25 @@ pub(crate) fn linear_cross_entropy_by_chunks<B: Backend + ?Sized>(backend: &B, a
             continue;
         }
         let d_losses = scale.broadcast_to(&[rows])?;
-        backend.cross_entropy_backward(Destination::write(&logits), &d_losses, &logits, &lse, &targets, target_weights)?;
+        backend.cross_entropy_backward(
+            Destination::write(&logits),
+            &d_losses,
+            &logits,
+            &lse,
+            &targets,
+            target_weights,
+        )?;
         if let Some(d) = d_x {
             let tensor = part(d.tensor)?;
             backend.matmul(Destination { tensor: &tensor, accumulate: d.accumulate }, &logits, weight, 1.0)?;
         }
         if let Some(d) = d_weight {
-            backend.matmul(Destination { tensor: d.tensor, accumulate: d.accumulate || start > 0 }, &logits.t()?, &x, 1.0)?;
+            backend.matmul(
+                Destination { tensor: d.tensor, accumulate: d.accumulate || start > 0 },
+                &logits.t()?,
+                &x,
+                1.0,
+            )?;
         }
     }
     Ok(())

@@ -8,7 +8,10 @@ use crate::{Error, Result, Tensor};
 fn product_shape(a: &Tensor, b: &Tensor) -> Result<Vec<usize>> {
     let (ra, rb) = (a.rank(), b.rank());
     if ra < 2 || rb < 2 || a.dim(ra - 1) != b.dim(rb - 2) {
-        return Err(Error::shape("matmul", format!("[.., m, k] @ [.., k, n] expected, got {:?} @ {:?}", a.shape(), b.shape())));
+        return Err(Error::shape(
+            "matmul",
+            format!("[.., m, k] @ [.., k, n] expected, got {:?} @ {:?}", a.shape(), b.shape()),
+        ));
     }
     let mut shape = broadcast_shape("matmul", &a.shape()[..ra - 2], &b.shape()[..rb - 2])?;
     shape.extend([a.dim(ra - 2), b.dim(rb - 1)]);

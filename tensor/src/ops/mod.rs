@@ -30,7 +30,11 @@ use crate::{DType, Error, Result, Tensor};
 fn same_device(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     for pair in tensors.windows(2) {
         if pair[0].device() != pair[1].device() {
-            return Err(Error::Device { op, first: pair[0].device().to_string(), second: pair[1].device().to_string() });
+            return Err(Error::Device {
+                op,
+                first: pair[0].device().to_string(),
+                second: pair[1].device().to_string(),
+            });
         }
     }
     Ok(())
@@ -79,7 +83,12 @@ fn writable(op: &'static str, tensor: &Tensor) -> Result<()> {
 }
 
 /// Runs `body` with the destination as it is if `fits`, else with a fresh contiguous tensor that is then copied or added to it.
-fn through(op: &'static str, destination: Destination, fits: bool, body: impl FnOnce(Destination) -> Result<()>) -> Result<()> {
+fn through(
+    op: &'static str,
+    destination: Destination,
+    fits: bool,
+    body: impl FnOnce(Destination) -> Result<()>,
+) -> Result<()> {
     writable(op, destination.tensor)?;
     if fits {
         body(destination)?;
@@ -97,7 +106,11 @@ fn through(op: &'static str, destination: Destination, fits: bool, body: impl Fn
 }
 
 /// Runs `body` with the destination as [N, last dimension] with contiguous rows.
-fn through_rows(op: &'static str, destination: Destination, body: impl FnOnce(Destination) -> Result<()>) -> Result<()> {
+fn through_rows(
+    op: &'static str,
+    destination: Destination,
+    body: impl FnOnce(Destination) -> Result<()>,
+) -> Result<()> {
     let width = width(op, destination.tensor)?;
     let rows: usize = destination.tensor.shape()[..destination.tensor.rank() - 1].iter().product();
     let fits = destination.tensor.layout().has_contiguous_rows() && destination.tensor.view(&[rows, width]).is_ok();
@@ -115,7 +128,9 @@ fn through_optional(
 ) -> Result<()> {
     match destination {
         Some(d) if d.tensor.rank() >= 1 => through_rows(op, d, |d| body(Some(d))),
-        Some(d) => Err(Error::shape(op, format!("a gradient of at least one dimension expected, got {:?}", d.tensor.shape()))),
+        Some(d) => {
+            Err(Error::shape(op, format!("a gradient of at least one dimension expected, got {:?}", d.tensor.shape())))
+        }
         None => body(None),
     }
 }

@@ -40,9 +40,15 @@ impl Tensor {
         if patch == 0 || d_out.dim(0) * patch != index.positions() {
             return Err(Error::shape(
                 op,
-                format!("{} rows of {patch} ids do not make the {} positions of the index", d_out.dim(0), index.positions()),
+                format!(
+                    "{} rows of {patch} ids do not make the {} positions of the index",
+                    d_out.dim(0),
+                    index.positions()
+                ),
             ));
         }
-        through_rows(op, d_table, |d_table| d_out.device().backend().patch_embedding_backward(d_table, &d_out, index, patch))
+        through_rows(op, d_table, |d_table| {
+            d_out.device().backend().patch_embedding_backward(d_table, &d_out, index, patch)
+        })
     }
 }

@@ -20,7 +20,10 @@ impl Tensor {
             Distribution::Normal { mean, std } => mean.is_finite() && std.is_finite() && std >= 0.0,
         };
         if !sound {
-            return Err(Error::value("random", format!("{distribution:?} is no distribution: finite bounds with low < high, or std >= 0")));
+            return Err(Error::value(
+                "random",
+                format!("{distribution:?} is no distribution: finite bounds with low < high, or std >= 0"),
+            ));
         }
         self.device().backend().random(self, distribution, seed, offset)?;
         self.mark_written();

@@ -10,7 +10,9 @@ impl Tensor {
         floating("reduce", self.dtype())?;
         let mut shape = self.shape().to_vec();
         for &d in dims {
-            *shape.get_mut(d).ok_or_else(|| Error::shape("reduce", format!("no dimension {d} in {:?}", self.shape())))? = 1;
+            *shape
+                .get_mut(d)
+                .ok_or_else(|| Error::shape("reduce", format!("no dimension {d} in {:?}", self.shape())))? = 1;
         }
         let out = Tensor::empty(&shape, self.dtype(), self.device())?;
         self.reduce_into(op, Destination::write(&out))?;

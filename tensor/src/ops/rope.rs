@@ -9,10 +9,20 @@ impl Tensor {
     ///
     /// # Errors
     /// An odd head size, a base that is not positive, a dtype other than f32 and f64.
-    pub fn rope_table(start: usize, positions: usize, head_size: usize, base: f64, dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+    pub fn rope_table(
+        start: usize,
+        positions: usize,
+        head_size: usize,
+        base: f64,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
         crate::backend::floating("rope_table", dtype)?;
         if head_size % 2 != 0 || !(base > 0.0 && base.is_finite()) {
-            return Err(Error::value("rope_table", format!("an even head size and a positive base expected, got {head_size} and {base}")));
+            return Err(Error::value(
+                "rope_table",
+                format!("an even head size and a positive base expected, got {head_size} and {base}"),
+            ));
         }
         let half = head_size / 2;
         let angle = |i: usize| (start + i / half) as f64 * base.powf(-2.0 * (i % half) as f64 / head_size as f64);

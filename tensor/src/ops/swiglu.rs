@@ -6,7 +6,10 @@ use crate::{Destination, Error, Result, Tensor};
 fn half(op: &'static str, x: &Tensor) -> Result<Vec<usize>> {
     let double = width(op, x)?;
     if double % 2 != 0 {
-        return Err(Error::shape(op, format!("the last dimension holds gate and up and must be even, got {:?}", x.shape())));
+        return Err(Error::shape(
+            op,
+            format!("the last dimension holds gate and up and must be even, got {:?}", x.shape()),
+        ));
     }
     let mut shape = x.shape().to_vec();
     shape[x.rank() - 1] = double / 2;

@@ -1,0 +1,221 @@
+//! Cross-entropy of a row of logits against K targets: `lse = log sum_v e^logits[v]`, `loss = sum_k w_k (lse - logits[target_k])`,
+//! and `d_logits[v] = d_loss * (n e^(logits[v] - lse) - sum of w_k with target_k = v)`, n the weight of the valid targets.
+//! logits [N, V], targets and weights [N, K] and [K]; any number of leading dimensions.
+//!
+//! A row is read once: in chunks that stay in the first-level cache, each for its maximum and then for its sum, which is
+//! rescaled when the maximum rises. Blocks of rows are tasks. Some 20 FLOPs an element; reads V a row, writes V backward.
+
+use super::isa::{Isa, Kernel, dispatch};
+use super::math::{self, Float};
+use super::memory::{Access, View, ViewMut};
+use super::parallel::{Pool, blocks};
+use super::with_float;
+use crate::backend::{Destination, IGNORE_INDEX};
+use crate::{Element, Result, Tensor};
+
+/// Logits that are looked at together: 16 KiB of f32.
+const CHUNK: usize = 4096;
+/// What an exponential costs, in elements touched.
+const EXP_COST: usize = 4;
+
+pub(super) fn cross_entropy(
+    pool: &Pool,
+    losses: &Tensor,
+    lse: &Tensor,
+    logits: &Tensor,
+    targets: &Tensor,
+    weights: &Tensor,
+) -> Result<()> {
+    with_float!("cross_entropy", logits.dtype(), F => {
+        let access = Access::new("cross_entropy", &[logits, targets, weights], &[losses, lse])?;
+        let (losses, lse) = (access.view_mut::<F>(losses)?, access.view_mut::<F>(lse)?);
+        let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
+        let weights = access.view::<F>(weights)?.slice();
+        for_row_blocks(pool, &logits, |rows| {
+            dispatch(Losses { rows, logits, targets, weights, losses, lse });
+        });
+        Ok(())
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn cross_entropy_backward(
+    pool: &Pool,
+    d_logits: Destination,
+    d_losses: &Tensor,
+    logits: &Tensor,
+    lse: &Tensor,
+    targets: &Tensor,
+    weights: &Tensor,
+) -> Result<()> {
+    with_float!("cross_entropy_backward", logits.dtype(), F => {
+        let inputs = [d_losses, logits, lse, targets, weights];
+        let access = Access::new("cross_entropy_backward", &inputs, &[d_logits.tensor])?;
+        let (accumulate, d_logits) = (d_logits.accumulate, access.view_mut::<F>(d_logits.tensor)?);
+        let (d_losses, lse) = (access.view::<F>(d_losses)?, access.view::<F>(lse)?);
+        let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
+        let weights = access.view::<F>(weights)?.slice();
+        for_row_blocks(pool, &logits, |rows| {
+            dispatch(Gradient { rows, d_logits, accumulate, d_losses, logits, lse, targets, weights });
+        });
+        Ok(())
+    })
+}
+
+/// Calls `task` with ranges of rows that cover all of them.
+fn for_row_blocks<F: Element>(pool: &Pool, logits: &View<F>, task: impl Fn(std::ops::Range<usize>) + Sync) {
+    let rows = logits.rows();
+    let width = logits.layout().shape().last().copied().unwrap_or(1);
+    let (count, per_block) = blocks(rows, EXP_COST * width + 1);
+    pool.run(count, |block| task(block * per_block..rows.min((block + 1) * per_block)));
+}
+
+/// The valid targets of a row with their weights.
+#[inline(always)]
+fn valid<'a, F: Float>(
+    targets: &'a [i32],
+    weights: &'a [F],
+    row: usize,
+) -> impl Iterator<Item = (usize, F)> + Clone + 'a {
+    let k = weights.len();
+    let scored = |(&target, &weight): (&i32, &F)| (target != IGNORE_INDEX).then_some((target as usize, weight));
+    targets[row * k..(row + 1) * k].iter().zip(weights).filter_map(scored)
+}
+
+/// Element number `row` of a view with one element a row.
+#[inline(always)]
+fn per_row<F: Element>(view: &View<F>, row: usize) -> F {
+    // SAFETY: the offset is that of an element of the view.
+    unsafe { *view.at(view.layout().offset_of(row)) }
+}
+
+/// Writes element number `row` of a view with one element a row.
+///
+/// # Safety
+/// No other task reads or writes that element.
+#[inline(always)]
+unsafe fn set_per_row<F: Element>(view: &ViewMut<F>, row: usize, value: F) {
+    // SAFETY: the offset is that of an element of the view; exclusive by the caller's promise.
+    unsafe { *view.at(view.layout().offset_of(row)) = value };
+}
+
+/// Forward over a range of rows.
+struct Losses<'a, F> {
+    rows: std::ops::Range<usize>,
+    logits: View<'a, F>,
+    targets: &'a [i32],
+    weights: &'a [F],
+    losses: ViewMut<'a, F>,
+    lse: ViewMut<'a, F>,
+}
+
+impl<F: Float + Element> Kernel for Losses<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for row in self.rows {
+            let logits = self.logits.row(row);
+            let lse = log_sum_exp(isa, logits);
+            let mut loss = F::ZERO;
+            for (target, weight) in valid(self.targets, self.weights, row) {
+                loss += weight * (lse - logits[target]);
+            }
+            // SAFETY: the row belongs to this task.
+            unsafe {
+                set_per_row(&self.losses, row, loss);
+                set_per_row(&self.lse, row, lse);
+            }
+        }
+    }
+}
+
+/// `log sum e^x`; minus infinity if every x is, NaN if any is.
+#[inline(always)]
+fn log_sum_exp<F: Float, I: Isa>(isa: I, x: &[F]) -> F {
+    let (mut top, mut total) = (F::NEG_INFINITY, F::ZERO);
+    for chunk in x.chunks(CHUNK) {
+        let raised = top.max(math::max(isa, chunk));
+        // Nothing but minus infinity so far: every term is e^-inf = 0, whatever finite number is subtracted.
+        let pivot = if raised == F::NEG_INFINITY { F::ZERO } else { raised };
+        total = total * (top - pivot).exp(isa) + sum_exp(isa, chunk, pivot);
+        top = raised;
+    }
+    if top == F::NEG_INFINITY { top } else { top + total.ln() }
+}
+
+/// `sum e^(x - pivot)`, in [`math::ACCUMULATORS`] partial sums.
+#[inline(always)]
+fn sum_exp<F: Float, I: Isa>(isa: I, x: &[F], pivot: F) -> F {
+    let mut partial = [F::ZERO; math::ACCUMULATORS];
+    let (chunks, rest) = x.as_chunks::<{ math::ACCUMULATORS }>();
+    for chunk in chunks {
+        for i in 0..math::ACCUMULATORS {
+            partial[i] += (chunk[i] - pivot).exp(isa);
+        }
+    }
+    for (sum, x) in partial.iter_mut().zip(rest) {
+        *sum += (*x - pivot).exp(isa);
+    }
+    math::sum(isa, &partial)
+}
+
+/// Backward over a range of rows.
+struct Gradient<'a, F> {
+    rows: std::ops::Range<usize>,
+    d_logits: ViewMut<'a, F>,
+    accumulate: bool,
+    d_losses: View<'a, F>,
+    logits: View<'a, F>,
+    lse: View<'a, F>,
+    targets: &'a [i32],
+    weights: &'a [F],
+}
+
+impl<F: Float + Element> Kernel for Gradient<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let in_place = self.d_logits.is_same(&self.logits);
+        for row in self.rows {
+            let valid = valid(self.targets, self.weights, row);
+            // SAFETY: the row belongs to this task, and in place it is reached through this slice only.
+            let d_row = unsafe { self.d_logits.row(row) };
+            if valid.clone().next().is_none() {
+                if !self.accumulate {
+                    d_row.fill(F::ZERO);
+                }
+                continue;
+            }
+            let d_loss = per_row(&self.d_losses, row);
+            let lse = per_row(&self.lse, row);
+            let mut scale = F::ZERO;
+            for (_, weight) in valid.clone() {
+                scale += weight;
+            }
+            scale = scale * d_loss;
+            if in_place {
+                for d in d_row.iter_mut() {
+                    let p = scale * (*d - lse).exp(isa);
+                    *d = if self.accumulate { *d + p } else { p };
+                }
+            } else if self.accumulate {
+                for (d, x) in d_row.iter_mut().zip(self.logits.row(row)) {
+                    *d += scale * (*x - lse).exp(isa);
+                }
+            } else {
+                for (d, x) in d_row.iter_mut().zip(self.logits.row(row)) {
+                    *d = scale * (*x - lse).exp(isa);
+                }
+            }
+            for (target, weight) in valid {
+                d_row[target] -= d_loss * weight;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "cross_entropy_tests.rs"]
+mod tests;

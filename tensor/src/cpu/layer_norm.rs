@@ -1,0 +1,122 @@
+//! LayerNorm over rows; the variance is taken in a second sweep over the row, around the mean. Backward makes d_x and, per block of rows, partial
+//! sums of d_weight and d_bias in one pass. Forward reads and writes each element once; backward reads x and d_out and writes d_x.
+
+use super::math::{Float, dot, sum};
+use super::memory::Access;
+use super::parallel::{Pool, blocks};
+use super::reduce::each_mut;
+use super::rms_norm::{ROWS, put, sum_blocks};
+use super::vectorized::vectorized;
+use super::with_float;
+use crate::backend::Destination;
+use crate::{Result, Tensor};
+
+vectorized! {
+    /// Normalises a row; gives its mean and the reciprocal of its deviation.
+    fn forward_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], weight: &'a [F], bias: &'a [F], eps: F) -> (F, F) {
+        let n = F::from_f64(x.len() as f64);
+        let mean = sum(isa, x) / n;
+        out.iter_mut().zip(x).for_each(|(o, &x)| *o = x - mean);
+        let rstd = F::ONE / (super::math::sum_squares(isa, out) / n + eps).sqrt();
+        out.iter_mut().zip(weight).zip(bias).for_each(|((o, &w), &b)| *o = F::fma(isa, *o * rstd, w, b));
+        (mean, rstd)
+    }
+}
+
+/// What a row's backward reads.
+#[derive(Clone, Copy)]
+struct Row<'a, F> {
+    d_out: &'a [F],
+    x: &'a [F],
+    weight: &'a [F],
+    mean: F,
+    rstd: F,
+}
+
+vectorized! {
+    /// `d_x` and `normal` are scratch; `d_x` becomes the row's gradient; `d_weight` and `d_bias` gain its contributions.
+    fn backward_row<'a, F>(isa: I, d_x: &'a mut [F], normal: &'a mut [F], d_weight: &'a mut [F], d_bias: &'a mut [F], row: Row<'a, F>) -> () {
+        let Row { d_out, x, weight, mean, rstd } = row;
+        let n = F::from_f64(x.len() as f64);
+        normal.iter_mut().zip(x).for_each(|(h, &x)| *h = (x - mean) * rstd);
+        d_x.iter_mut().zip(d_out).zip(weight).for_each(|((s, &d), &w)| *s = d * w);
+        let (first, second) = (sum(isa, d_x) / n, dot(isa, d_x, normal) / n);
+        d_x.iter_mut().zip(&*normal).for_each(|(s, &h)| *s = rstd * (*s - first - h * second));
+        d_weight.iter_mut().zip(d_out).zip(&*normal).for_each(|((w, &d), &h)| *w = F::fma(isa, d, h, *w));
+        d_bias.iter_mut().zip(d_out).for_each(|(b, &d)| *b += d);
+    }
+}
+
+/// `out = (x - mean) * rstd * weight + bias`.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn layer_norm(
+    pool: &Pool,
+    out: &Tensor,
+    mean: &Tensor,
+    rstd: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    eps: f64,
+) -> Result<()> {
+    with_float!("layer_norm", x.dtype(), F => {
+        let access = Access::new("layer_norm", &[x, weight, bias], &[out, mean, rstd])?;
+        let (o, m, s) = (access.view_mut::<F>(out)?, access.view_mut::<F>(mean)?, access.view_mut::<F>(rstd)?);
+        let (x, weight, bias) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
+        let (count, per_block) = blocks(x.rows(), weight.len() * 4);
+        pool.run(count, |b| {
+            let range = b * per_block..((b + 1) * per_block).min(x.rows());
+            // SAFETY: blocks of rows are disjoint.
+            let (mean, rstd) = unsafe { (m.slice(range.clone()), s.slice(range.clone())) };
+            for (i, r) in range.enumerate() {
+                // SAFETY: as above.
+                (mean[i], rstd[i]) = forward_row::<F>(unsafe { o.row(r) }, x.row(r), weight, bias, F::from_f64(eps));
+            }
+        });
+        Ok(())
+    })
+}
+
+/// Gradients for x, the weight and the bias.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn layer_norm_backward(
+    pool: &Pool,
+    d_x: Option<Destination>,
+    d_weight: Option<Destination>,
+    d_bias: Option<Destination>,
+    d_out: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    mean: &Tensor,
+    rstd: &Tensor,
+) -> Result<()> {
+    with_float!("layer_norm_backward", x.dtype(), F => {
+        let outputs: Vec<&Tensor> = [d_x, d_weight, d_bias].iter().flatten().map(|d| d.tensor).collect();
+        let access = Access::new("layer_norm_backward", &[d_out, x, weight, mean, rstd], &outputs)?;
+        let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
+        let weight = access.view::<F>(weight)?.slice();
+        let (mean, rstd) = (access.view::<F>(mean)?.slice(), access.view::<F>(rstd)?.slice());
+        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.view_mut::<F>(d.tensor)?, d.accumulate))).transpose()?;
+        let (rows, c) = (x.rows(), weight.len());
+        // Each block holds a partial row of d_weight and one of d_bias.
+        let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * 2 * c];
+        each_mut(pool, &mut partial, (2 * c).max(1), |b, partial| {
+            let mut scratch = vec![F::default(); 2 * c];
+            let (row_d_x, normal) = scratch.split_at_mut(c);
+            let (d_weight, d_bias) = partial.split_at_mut(c);
+            for r in b * ROWS..((b + 1) * ROWS).min(rows) {
+                let row = Row { d_out: g.row(r), x: x.row(r), weight, mean: mean[r], rstd: rstd[r] };
+                backward_row::<F>(row_d_x, normal, d_weight, d_bias, row);
+                if let Some((d_x, accumulate)) = &d_x {
+                    // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
+                    put::<F>(*accumulate, unsafe { d_x.row(r) }, row_d_x);
+                }
+            }
+        });
+        let (first, rest) = partial.split_at_mut(2 * c);
+        rest.chunks(2 * c.max(1)).for_each(|p| put::<F>(true, first, p));
+        let (weights, biases) = first.split_at_mut(c);
+        sum_blocks::<F>(&access, d_weight, weights, c)?;
+        sum_blocks::<F>(&access, d_bias, biases, c)
+    })
+}

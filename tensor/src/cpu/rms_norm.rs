@@ -1,0 +1,124 @@
+//! RMSNorm over rows. Backward makes d_x and, per block of rows, a partial d_weight in one pass; partial sums are added in block order.
+//! Forward reads and writes each element once; backward reads x and d_out and writes d_x.
+
+use super::math::{Float, dot, sum_squares};
+use super::memory::Access;
+use super::parallel::{Pool, blocks};
+use super::reduce::each_mut;
+use super::vectorized::vectorized;
+use super::with_float;
+use crate::backend::Destination;
+use crate::{Element, Result, Tensor};
+
+/// Rows whose contributions to d_weight are summed before blocks are added.
+pub(super) const ROWS: usize = 64;
+
+vectorized! {
+    fn forward_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], weight: &'a [F], eps: F) -> F {
+        let mean = sum_squares(isa, x) / F::from_f64(x.len() as f64);
+        let rstd = F::ONE / (mean + eps).sqrt();
+        out.iter_mut().zip(x).zip(weight).for_each(|((o, &x), &w)| *o = x * rstd * w);
+        rstd
+    }
+}
+
+vectorized! {
+    /// `scratch` becomes d_x of the row; `d_weight` gains its contribution.
+    fn backward_row<'a, F>(
+        isa: I,
+        scratch: &'a mut [F],
+        d_weight: &'a mut [F],
+        d_out: &'a [F],
+        x: &'a [F],
+        weight: &'a [F],
+        rstd: F,
+    ) -> () {
+        scratch.iter_mut().zip(d_out).zip(weight).for_each(|((s, &d), &w)| *s = d * w);
+        let mean = dot(isa, scratch, x) * rstd / F::from_f64(x.len() as f64);
+        let slope = mean * rstd;
+        scratch.iter_mut().zip(x).for_each(|(s, &x)| *s = rstd * (*s - x * slope));
+        d_weight.iter_mut().zip(d_out).zip(x).for_each(|((w, &d), &x)| *w = F::fma(isa, d, x * rstd, *w));
+    }
+}
+
+vectorized! {
+    fn put_row<'a, F>(isa: I, accumulate: bool, out: &'a mut [F], x: &'a [F]) -> () {
+        match accumulate {
+            true => out.iter_mut().zip(x).for_each(|(o, &x)| *o += x),
+            false => out.copy_from_slice(x),
+        }
+    }
+}
+
+/// Writes or adds a row.
+pub(super) fn put<F: Float>(accumulate: bool, out: &mut [F], x: &[F]) {
+    put_row(accumulate, out, x);
+}
+
+/// `out = x * rstd * weight`.
+pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
+    with_float!("rms_norm", x.dtype(), F => {
+        let access = Access::new("rms_norm", &[x, weight], &[out, rstd])?;
+        let (o, s) = (access.view_mut::<F>(out)?, access.view_mut::<F>(rstd)?);
+        let (x, weight) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice());
+        let (count, per_block) = blocks(x.rows(), weight.len() * 3);
+        pool.run(count, |b| {
+            let range = b * per_block..((b + 1) * per_block).min(x.rows());
+            // SAFETY: blocks of rows are disjoint.
+            let rstd = unsafe { s.slice(range.clone()) };
+            for (r, rstd) in range.zip(rstd) {
+                // SAFETY: as above.
+                *rstd = forward_row::<F>(unsafe { o.row(r) }, x.row(r), weight, F::from_f64(eps));
+            }
+        });
+        Ok(())
+    })
+}
+
+/// Gradients for x and the weight.
+pub(super) fn rms_norm_backward(
+    pool: &Pool,
+    d_x: Option<Destination>,
+    d_weight: Option<Destination>,
+    d_out: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    rstd: &Tensor,
+) -> Result<()> {
+    with_float!("rms_norm_backward", x.dtype(), F => {
+        let outputs: Vec<&Tensor> = [d_x, d_weight].iter().flatten().map(|d| d.tensor).collect();
+        let access = Access::new("rms_norm_backward", &[d_out, x, weight, rstd], &outputs)?;
+        let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
+        let (weight, rstd) = (access.view::<F>(weight)?.slice(), access.view::<F>(rstd)?.slice());
+        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.view_mut::<F>(d.tensor)?, d.accumulate))).transpose()?;
+        let (rows, c) = (x.rows(), weight.len());
+        let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
+        each_mut(pool, &mut partial, c.max(1), |b, partial| {
+            let mut scratch = vec![F::default(); c];
+            for r in b * ROWS..((b + 1) * ROWS).min(rows) {
+                backward_row::<F>(&mut scratch, partial, g.row(r), x.row(r), weight, rstd[r]);
+                if let Some((d_x, accumulate)) = &d_x {
+                    // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
+                    put::<F>(*accumulate, unsafe { d_x.row(r) }, &scratch);
+                }
+            }
+        });
+        sum_blocks(&access, d_weight, &mut partial, c)
+    })
+}
+
+/// Adds the blocks of partial rows in order into the first and puts it into the destination.
+pub(super) fn sum_blocks<F: Float + Element>(
+    access: &Access,
+    out: Option<Destination>,
+    partial: &mut [F],
+    c: usize,
+) -> Result<()> {
+    let Some(out) = out else { return Ok(()) };
+    let (first, rest) = partial.split_at_mut(c);
+    rest.chunks(c.max(1)).for_each(|p| put(true, first, p));
+    let view = access.view_mut::<F>(out.tensor)?;
+    // SAFETY: the only reference to the locked output.
+    put(out.accumulate, unsafe { view.slice(0..c) }, first);
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Rotary embedding: pairs (i, i + D/2) of every head turn by the angle of their position, forward or back. Reads and writes each element once.
+
+use super::math::Float;
+use super::memory::Access;
+use super::parallel::{Pool, blocks};
+use super::vectorized::vectorized;
+use super::with_float;
+use crate::{Result, Tensor};
+
+vectorized! {
+    fn turn<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], cos: &'a [F], sin: &'a [F], sign: F) -> () {
+        let half = cos.len();
+        let (low, high) = x.split_at(half);
+        let (out_low, out_high) = out.split_at_mut(half);
+        for i in 0..half {
+            let (c, s) = (cos[i], sign * sin[i]);
+            out_low[i] = low[i] * c - high[i] * s;
+            out_high[i] = high[i] * c + low[i] * s;
+        }
+    }
+}
+
+vectorized! {
+    fn turn_in_place<'a, F>(isa: I, x: &'a mut [F], cos: &'a [F], sin: &'a [F], sign: F) -> () {
+        let (low, high) = x.split_at_mut(cos.len());
+        for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            let s = sign * s;
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+/// Rotates every head of [B, T, H, D].
+pub(super) fn rope(pool: &Pool, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<()> {
+    with_float!("rope", x.dtype(), F => {
+        let access = Access::new("rope", &[x, cos, sin], &[out])?;
+        let o = access.view_mut::<F>(out)?;
+        let (view, cos, sin) = (access.view::<F>(x)?, access.view::<F>(cos)?, access.view::<F>(sin)?);
+        let in_place = o.is_same(&view);
+        let sign = if inverse { -F::ONE } else { F::ONE };
+        let (positions, heads) = (x.dim(1), x.dim(2));
+        let (count, per_block) = blocks(x.dim(0) * positions, heads * x.dim(3) * 2);
+        pool.run(count, |b| {
+            for position in b * per_block..((b + 1) * per_block).min(x.dim(0) * positions) {
+                let (c, s) = (cos.row(position % positions), sin.row(position % positions));
+                for r in position * heads..(position + 1) * heads {
+                    // SAFETY: rows of different tasks are disjoint; in place the row is read through this slice alone.
+                    let out = unsafe { o.row(r) };
+                    match in_place {
+                        true => turn_in_place::<F>(out, c, s, sign),
+                        false => turn::<F>(out, view.row(r), c, s, sign),
+                    }
+                }
+            }
+        });
+        Ok(())
+    })
+}

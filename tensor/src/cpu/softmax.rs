@@ -1,0 +1,61 @@
+//! Softmax over rows: `y = e^(x - max) / sum`; `d_x (+)= y (d_y - sum d_y y)`. Three sweeps over a row that stays in cache: reads and writes each element
+//! once from memory, about 20 FLOP an element.
+
+use super::math::{dot, max};
+use super::memory::Access;
+use super::parallel::{Pool, blocks};
+use super::vectorized::vectorized;
+use super::with_float;
+use crate::backend::Destination;
+use crate::{Result, Tensor};
+
+vectorized! {
+    fn softmax_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F]) -> () {
+        let max = max(isa, x);
+        out.iter_mut().zip(x).for_each(|(o, &x)| *o = (x - max).exp(isa));
+        let scale = F::ONE / super::math::sum(isa, out);
+        out.iter_mut().for_each(|o| *o *= scale);
+    }
+}
+
+vectorized! {
+    fn softmax_backward_row<'a, F>(isa: I, accumulate: bool, d_x: &'a mut [F], d_y: &'a [F], y: &'a [F]) -> () {
+        let mean = dot(isa, d_y, y);
+        match accumulate {
+            true => d_x.iter_mut().zip(d_y).zip(y).for_each(|((d, &g), &y)| *d += y * (g - mean)),
+            false => d_x.iter_mut().zip(d_y).zip(y).for_each(|((d, &g), &y)| *d = y * (g - mean)),
+        }
+    }
+}
+
+/// Softmax of every row.
+pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
+    with_float!("softmax", x.dtype(), F => {
+        let access = Access::new("softmax", &[x], &[out])?;
+        let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
+        let (count, per_block) = blocks(x.rows(), out.dim(1) * 16);
+        pool.run(count, |b| {
+            for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
+                // SAFETY: rows of different tasks are disjoint.
+                softmax_row::<F>(unsafe { o.row(r) }, x.row(r));
+            }
+        });
+        Ok(())
+    })
+}
+
+/// Gradient of every row.
+pub(super) fn softmax_backward(pool: &Pool, d_x: Destination, d_y: &Tensor, y: &Tensor) -> Result<()> {
+    with_float!("softmax_backward", y.dtype(), F => {
+        let access = Access::new("softmax_backward", &[d_y, y], &[d_x.tensor])?;
+        let (d, g, y) = (access.view_mut::<F>(d_x.tensor)?, access.view::<F>(d_y)?, access.view::<F>(y)?);
+        let (count, per_block) = blocks(y.rows(), d_x.tensor.dim(1) * 4);
+        pool.run(count, |b| {
+            for r in b * per_block..((b + 1) * per_block).min(y.rows()) {
+                // SAFETY: rows of different tasks are disjoint.
+                softmax_backward_row::<F>(d_x.accumulate, unsafe { d.row(r) }, g.row(r), y.row(r));
+            }
+        });
+        Ok(())
+    })
+}
