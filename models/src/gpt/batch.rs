@@ -33,7 +33,7 @@ impl Inputs {
         device: &Device,
     ) -> Result<Inputs> {
         let rows = sequences * positions;
-        if rows == 0 || ids.is_empty() || ids.len() % rows != 0 {
+        if rows == 0 || ids.is_empty() || !ids.len().is_multiple_of(rows) {
             return Err(Error::Data(format!(
                 "{} ids do not divide into {sequences} sequences of {positions} positions",
                 ids.len()

@@ -5,6 +5,7 @@
 
 use patchgpt_autograd::{Result as GraphResult, Var};
 
+use super::Block;
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::parameters::{Init, ParameterSpec, Parameters};
@@ -29,7 +30,7 @@ impl Pair {
 }
 
 /// The parameters of one block and the constant of its norms.
-pub(super) struct Block {
+pub(super) struct Gpt2Block {
     attention_norm: Pair,
     attention: Pair,
     attention_output: Pair,
@@ -71,13 +72,13 @@ pub(super) fn specs(config: &ModelConfig, layer: usize) -> Vec<ParameterSpec> {
     .collect()
 }
 
-impl Block {
-    pub(super) fn new(config: &ModelConfig, parameters: &Parameters, layer: usize) -> Result<Block> {
+impl Gpt2Block {
+    pub(super) fn new(config: &ModelConfig, parameters: &Parameters, layer: usize) -> Result<Gpt2Block> {
         let pair = |part| -> Result<Pair> {
             let var = |kind| parameters.var(&name(layer, part, kind)).cloned();
             Ok(Pair { weight: var("weight")?, bias: var("bias")? })
         };
-        Ok(Block {
+        Ok(Gpt2Block {
             attention_norm: pair("ln_1")?,
             attention: pair("attn.c_attn")?,
             attention_output: pair("attn.c_proj")?,
@@ -87,8 +88,10 @@ impl Block {
             eps: config.norm_eps,
         })
     }
+}
 
-    pub(super) fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
+impl Block for Gpt2Block {
+    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
         let joined = self.attention.linear(&self.attention_norm.layer_norm(x, self.eps)?)?;
         let x = x.add(&self.attention_output.linear(&attend(&joined)?)?)?;
         let activated = self.ffn.linear(&self.ffn_norm.layer_norm(&x, self.eps)?)?.gelu()?;

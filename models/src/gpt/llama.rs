@@ -4,6 +4,7 @@
 
 use patchgpt_autograd::{Result as GraphResult, Var};
 
+use super::Block;
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::parameters::{Init, ParameterSpec, Parameters};
@@ -11,7 +12,7 @@ use crate::parameters::{Init, ParameterSpec, Parameters};
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// The parameters of one block and the constant of its norms.
-pub(super) struct Block {
+pub(super) struct LlamaBlock {
     attention_norm: Var,
     qkv: Var,
     output: Var,
@@ -40,10 +41,10 @@ pub(super) fn specs(config: &ModelConfig, layer: usize) -> Vec<ParameterSpec> {
     ]
 }
 
-impl Block {
-    pub(super) fn new(config: &ModelConfig, parameters: &Parameters, layer: usize) -> Result<Block> {
+impl LlamaBlock {
+    pub(super) fn new(config: &ModelConfig, parameters: &Parameters, layer: usize) -> Result<LlamaBlock> {
         let var = |part| parameters.var(&name(layer, part)).cloned();
-        Ok(Block {
+        Ok(LlamaBlock {
             attention_norm: var("input_layernorm")?,
             qkv: var("self_attn.qkv_proj")?,
             output: var("self_attn.o_proj")?,
@@ -53,8 +54,10 @@ impl Block {
             eps: config.norm_eps,
         })
     }
+}
 
-    pub(super) fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
+impl Block for LlamaBlock {
+    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
         let joined = x.rms_norm(&self.attention_norm, self.eps)?.linear(&self.qkv, None)?;
         let x = x.add(&attend(&joined)?.linear(&self.output, None)?)?;
         let gated = x.rms_norm(&self.ffn_norm, self.eps)?.linear(&self.gate_up, None)?.swiglu()?;

@@ -26,19 +26,9 @@ use crate::{Error, Result};
 pub const VOCABULARY_MULTIPLE: usize = 64;
 
 /// A transformer block of either dialect.
-enum Block {
-    Llama(llama::Block),
-    Gpt2(gpt2::Block),
-}
-
-impl Block {
+trait Block: Send + Sync {
     /// x [B, T, C] to [B, T, C]; `attend` maps the joined projections [B, T, (H+2G)*D] to [B, T, H*D].
-    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
-        match self {
-            Block::Llama(block) => block.forward(x, attend),
-            Block::Gpt2(block) => block.forward(x, attend),
-        }
-    }
+    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var>;
 }
 
 /// The norm after the last block.
@@ -55,7 +45,7 @@ pub struct Gpt {
     embedding: Var,
     /// Learned positions [P, C]; `None` where attention rotates.
     positions: Option<Var>,
-    blocks: Vec<Arc<Block>>,
+    blocks: Vec<Arc<dyn Block>>,
     final_norm: FinalNorm,
     head: Var,
     recompute: bool,
@@ -84,21 +74,21 @@ impl Gpt {
     fn over(config: &ModelConfig, parameters: Parameters) -> Result<Gpt> {
         let var = |name: &str| parameters.var(name).cloned();
         let layers = 0..config.layers;
-        let (blocks, embedding, positions, final_norm): (Result<Vec<Block>>, _, _, _) = match config.dialect {
+        let (blocks, embedding, positions, final_norm): (Result<Vec<Arc<dyn Block>>>, _, _, _) = match config.dialect {
             Dialect::Llama => (
-                layers.map(|l| Ok(Block::Llama(llama::Block::new(config, &parameters, l)?))).collect(),
+                layers.map(|l| Ok(Arc::new(llama::LlamaBlock::new(config, &parameters, l)?) as _)).collect(),
                 var(llama::EMBEDDING)?,
                 None,
                 FinalNorm::Rms { weight: var("model.norm.weight")? },
             ),
             Dialect::Gpt2 => (
-                layers.map(|l| Ok(Block::Gpt2(gpt2::Block::new(config, &parameters, l)?))).collect(),
+                layers.map(|l| Ok(Arc::new(gpt2::Gpt2Block::new(config, &parameters, l)?) as _)).collect(),
                 var(gpt2::EMBEDDING)?,
                 Some(var(gpt2::POSITIONS)?),
                 FinalNorm::Layer { weight: var("transformer.ln_f.weight")?, bias: var("transformer.ln_f.bias")? },
             ),
         };
-        let blocks = blocks?.into_iter().map(Arc::new).collect();
+        let blocks = blocks?;
         let head = if config.tied_head { embedding.clone() } else { var(HEAD)? };
         let attention = Attention::new(config, parameters.dtype(), parameters.device())?;
         let config = config.clone();
@@ -238,7 +228,7 @@ impl Gpt {
     }
 
     /// A block of training whose activations are computed again in the backward pass.
-    fn recomputed(&self, block: &Arc<Block>, x: &Var, positions: usize) -> GraphResult<Var> {
+    fn recomputed(&self, block: &Arc<dyn Block>, x: &Var, positions: usize) -> GraphResult<Var> {
         let (block, attention) = (block.clone(), self.attention.clone());
         recompute(move |inputs: &[Var]| block.forward(&inputs[0], &|joined| attention.train(joined, positions)), &[x])
     }

@@ -9,13 +9,13 @@ use patchgpt_models::config::{Dialect, ModelConfig};
 type Rows = Vec<Vec<f64>>;
 
 #[derive(Clone)]
-pub struct Oracle {
-    pub config: ModelConfig,
-    pub weights: HashMap<String, Vec<f64>>,
+pub(crate) struct Oracle {
+    pub(crate) config: ModelConfig,
+    pub(crate) weights: HashMap<String, Vec<f64>>,
 }
 
 /// Mean over all windows of `len` tokens of -log p of each token but the first, given those before it.
-pub fn mean_loss(oracle: &Oracle, tokens: &[i32], len: usize) -> f64 {
+pub(crate) fn mean_loss(oracle: &Oracle, tokens: &[i32], len: usize) -> f64 {
     let (mut sum, mut count) = (0.0, 0.0);
     for window in tokens.chunks_exact(len) {
         let logits = oracle.logits(&window[..len - 1]);
@@ -35,7 +35,7 @@ impl Oracle {
     }
 
     /// Logits of every position.
-    pub fn logits(&self, tokens: &[i32]) -> Rows {
+    pub(crate) fn logits(&self, tokens: &[i32]) -> Rows {
         let llama = self.config.dialect == Dialect::Llama;
         let table = if llama { "model.embed_tokens.weight" } else { "transformer.wte.weight" };
         let head = if self.config.tied_head { table } else { "lm_head.weight" };

@@ -10,30 +10,30 @@ use patchgpt_tests::tolerance::mismatch;
 use safetensors::{Dtype, SafeTensors};
 
 /// What a whole model may differ by, relative to the largest magnitude of the tensor: a few thousand roundings in a row.
-pub fn tolerance(dtype: DType) -> f64 {
+pub(crate) fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::F64 { 1e-9 } else { 2e-5 }
 }
 
 /// A path below the folder of the fixtures.
-pub fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("parity/fixtures").join(name)
 }
 
 /// The model of a folder of fixtures.
-pub fn model(name: &str, dtype: DType) -> Gpt {
+pub(crate) fn model(name: &str, dtype: DType) -> Gpt {
     hub::load(&path(name), dtype, &Device::cpu().unwrap()).unwrap()
 }
 
 /// A safetensors file of the fixtures.
-pub struct Fixture(Vec<u8>);
+pub(crate) struct Fixture(Vec<u8>);
 
 impl Fixture {
-    pub fn open(name: &str) -> Fixture {
+    pub(crate) fn open(name: &str) -> Fixture {
         Fixture(std::fs::read(path(name)).unwrap())
     }
 
     /// A floating-point tensor as f64.
-    pub fn array(&self, name: &str) -> Array {
+    pub(crate) fn array(&self, name: &str) -> Array {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         let bytes = tensor.data();
@@ -46,12 +46,12 @@ impl Fixture {
     }
 
     /// A 0-d tensor.
-    pub fn scalar(&self, name: &str) -> f64 {
+    pub(crate) fn scalar(&self, name: &str) -> f64 {
         self.array(name).data[0]
     }
 
     /// An i32 tensor: its shape and elements.
-    pub fn ids(&self, name: &str) -> (Vec<usize>, Vec<i32>) {
+    pub(crate) fn ids(&self, name: &str) -> (Vec<usize>, Vec<i32>) {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let tensor = file.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(tensor.dtype(), Dtype::I32, "{name}");
@@ -61,28 +61,28 @@ impl Fixture {
 }
 
 /// A tensor on the host.
-pub fn array(tensor: &Tensor) -> Array {
+pub(crate) fn array(tensor: &Tensor) -> Array {
     Array { shape: tensor.shape().to_vec(), data: tensor.to_f64_vec().unwrap() }
 }
 
-pub fn assert_close(what: &str, got: &Array, expected: &Array, relative: f64) {
+pub(crate) fn assert_close(what: &str, got: &Array, expected: &Array, relative: f64) {
     if let Some(difference) = mismatch(got, expected, relative) {
         panic!("{what}: {difference}");
     }
 }
 
-pub fn assert_scalar(what: &str, got: f64, expected: f64, relative: f64) {
+pub(crate) fn assert_scalar(what: &str, got: f64, expected: f64, relative: f64) {
     assert!((got - expected).abs() <= relative * expected.abs(), "{what}: {got} instead of {expected}");
 }
 
 /// Values of a tensor of the published layout.
-pub fn value(gpt: &Gpt, tensor: &HubTensor) -> Array {
+pub(crate) fn value(gpt: &Gpt, tensor: &HubTensor) -> Array {
     let parameter = gpt.parameters().var(&tensor.parameter).unwrap();
     array(&tensor.view(parameter.tensor()).unwrap())
 }
 
 /// Gradient of a tensor of the published layout.
-pub fn gradient(gpt: &Gpt, tensor: &HubTensor) -> Array {
+pub(crate) fn gradient(gpt: &Gpt, tensor: &HubTensor) -> Array {
     let parameter = gpt.parameters().get(&tensor.parameter).unwrap();
     let gradient = parameter.view(gpt.parameters().gradients()).unwrap();
     array(&tensor.view(&gradient).unwrap())
