@@ -113,6 +113,30 @@ fn neighbours_do_not_meet_in_a_batch() {
     assert!(adjacent < 40, "{adjacent} neighbours");
 }
 
+/// A chunk holds four windows of the token stage; they must not follow each other either.
+#[test]
+fn windows_of_one_chunk_are_spread() {
+    let stages = [stage(10, [4, 4], 1, 1), stage(10, [1, 1], 16, 4000)];
+    let mut sampler = Sampler::new(100_000, None, &stages, 3).unwrap();
+    let windows = all(&mut sampler, 1, 4000);
+    let following = windows.windows(2).filter(|pair| pair[0].start + 10 == pair[1].start).count();
+    assert!(following < 20, "{following} windows follow their neighbour");
+}
+
+/// Three stages of half an epoch: the first and the last claim the first half of two epochs.
+#[test]
+fn epochs_cut_the_text_into_different_halves() {
+    let half = stage(16, [1, 1], 1, 50);
+    let mut sampler = Sampler::new(1601, None, &[half, half, half], 3).unwrap();
+    let mut starts = |stage| -> HashSet<u64> {
+        let windows = all(&mut sampler, stage, 50);
+        windows.iter().map(|window| window.start).collect()
+    };
+    let halves = [starts(0), starts(1), starts(2)];
+    assert!(halves[0].is_disjoint(&halves[1]));
+    assert!(!halves[0].is_disjoint(&halves[2]) && halves[0] != halves[2]);
+}
+
 #[test]
 fn epochs_differ_in_their_order() {
     let mut sampler = Sampler::new(1601, None, &[stage(16, [1, 1], 1, 200)], 3).unwrap();

@@ -215,11 +215,16 @@ impl Tokenizer {
     /// # Errors
     /// Text that the tokenizer cannot represent.
     pub fn encode_documents(&self, documents: &[&str]) -> Result<Vec<Vec<i32>>> {
+        self.encode_in_pieces(documents, PIECE_BYTES)
+    }
+
+    /// [`Tokenizer::encode_documents`] with pieces of at least `size` bytes.
+    pub(super) fn encode_in_pieces(&self, documents: &[&str], size: usize) -> Result<Vec<Vec<i32>>> {
         let mut pieces: Vec<(usize, &str)> = Vec::new();
         for (index, document) in documents.iter().enumerate() {
             match self.kind {
                 Kind::ByteLevel { line_local: true, .. } => {
-                    pieces.extend(cut_lines(document, PIECE_BYTES).map(|piece| (index, piece)))
+                    pieces.extend(cut_lines(document, size).map(|piece| (index, piece)))
                 }
                 _ => pieces.push((index, document)),
             }
@@ -388,16 +393,22 @@ fn kind(description: &Value, byte_level: bool, pieces: &[Box<[u8]>]) -> Kind {
 }
 
 /// Whether text may be cut before a line end that follows a non-space character without changing an id. It may with
-/// GPT-2's pre-tokenizer alone: each of its alternatives is either spaces only or ends with its last non-space character,
-/// so one always ends there, and the only one that looks ahead, `\s+(?!\S)`, begins with a space. Tokens matched in the
-/// raw text must not hold a space.
+/// GPT-2's pre-tokenizer: each of its alternatives is either spaces only or ends with a non-space character, so one always
+/// ends there, and the only one that looks ahead, `\s+(?!\S)`, begins with a space. Setting digits apart before it looks
+/// at single characters and changes nothing about that. Tokens matched in the raw text must not hold a space.
 fn line_local(description: &Value, added: &[Value]) -> bool {
     let pre_tokenizer = &description["pre_tokenizer"];
+    let steps = match pre_tokenizer["pretokenizers"].as_array() {
+        Some(steps) => steps.as_slice(),
+        None => std::slice::from_ref(pre_tokenizer),
+    };
+    let gpt2 = |step: &Value| step["type"] == "ByteLevel" && step["use_regex"] != false;
     let spaced = |token: &Value| {
         let content = token["content"].as_str().unwrap_or(" ");
         content.contains(char::is_whitespace)
     };
-    pre_tokenizer["type"] == "ByteLevel" && pre_tokenizer["use_regex"] != false && !added.iter().any(spaced)
+    steps.split_last().is_some_and(|(last, before)| gpt2(last) && before.iter().all(|step| step["type"] == "Digits"))
+        && !added.iter().any(spaced)
 }
 
 /// Whether a key with this value stands anywhere in a description.

@@ -162,22 +162,53 @@ fn a_vocabulary_that_cannot_be_made_says_what_came() {
     assert!(Tokenizer::train(&text, 256).unwrap_err().is_usage());
 }
 
-/// Documents are encoded in pieces of 64 kB; the ids must be those of the whole, whatever stands at the cuts.
+/// Documents are encoded in pieces; the ids must be those of the whole, whatever stands at the cuts.
 #[test]
 fn pieces_change_no_id() {
-    let trained = Tokenizer::train(&sample_text(), 320).unwrap();
-    let mut with_end = description(&trained);
-    with_end["added_tokens"] = json!([{
-        "id": 320, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": true
-    }]);
-    let with_end = load_description(&with_end).unwrap();
-    for tokenizer in [&trained, &with_end] {
+    // Trained on runs of spaces and line ends, so that a cut within one would show.
+    let text = Text::from_documents("a test", [random_text(100, 50_000)]).unwrap();
+    let trained = Tokenizer::train(&text, 320).unwrap();
+    let varied = |change: &dyn Fn(&mut Value)| {
+        let mut varied = description(&trained);
+        change(&mut varied);
+        load_description(&varied).unwrap()
+    };
+    let before = |step: Value, use_regex: bool| {
+        varied(&|description| {
+            let mut byte_level = description["pre_tokenizer"].clone();
+            byte_level["use_regex"] = use_regex.into();
+            description["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [step, byte_level]});
+        })
+    };
+    let with_end = varied(&|description| {
+        description["added_tokens"] = json!([{
+            "id": 320, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true
+        }]);
+    });
+    let digits = json!({"type": "Digits", "individual_digits": true});
+    let split = |pattern: &str| {
+        json!({
+            "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false
+        })
+    };
+    let tokenizers = [
+        trained.clone(),
+        with_end.clone(),
+        before(digits, true),
+        // Two that a cut would change, so documents must stay whole: lines with their end, groups of three.
+        before(split("[^\\n]*\\n+"), false),
+        before(split("(?s).{1,3}"), true),
+    ];
+    for tokenizer in &tokenizers {
         let description = description(tokenizer);
         for seed in 0..4 {
-            let text = random_text(seed, 300_000);
-            let ids = tokenizer.encode(&text).unwrap();
-            assert_eq!(ids, library_ids(&description, &text));
+            let text = random_text(seed, 5000);
+            let ids = library_ids(&description, &text);
+            for size in [1, 100, 3000, 1 << 16] {
+                let pieces = tokenizer.encode_in_pieces(&[&text], size).unwrap();
+                assert_eq!(pieces, [ids.clone()], "pieces of {size}");
+            }
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         }
     }
