@@ -24,6 +24,8 @@
 //! ```
 
 mod atomic_file;
+#[cfg(feature = "program")]
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod error;

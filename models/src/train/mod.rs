@@ -1,4 +1,22 @@
-//! Training in stages: what each stage reads and costs, and how a run is cut into them.
+//! Training in stages: how a run is cut into them, the loop, and what it leaves behind. [`run()`] is the whole of it; an
+//! [`Observer`] follows it.
 
+mod batches;
+pub mod checkpoint;
+mod folder;
 pub mod metrics;
+mod observer;
+mod outcome;
+mod prepare;
+mod run;
+mod sample;
 pub mod stages;
+
+#[cfg(feature = "program")]
+pub(crate) use folder::{PATCH_ARM, TOKEN_ARM};
+pub use folder::{RunFolder, model_folder};
+pub use observer::{Observer, Setup};
+pub use outcome::Outcome;
+pub use prepare::{dtype, load_text, make_dataset, open_device};
+pub use run::{Start, run};
+pub use sample::sample;

@@ -1,2 +1,56 @@
-//! The program `patchgpt`.
-fn main() {}
+//! The program `patchgpt`: trains GPTs in patches first and in tokens after, compares that with token-level training, evaluates
+//! and generates. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130 for a run stopped by Ctrl-C.
+
+mod compare;
+mod eval;
+mod generate;
+mod interrupt;
+mod output;
+mod progress;
+mod runs;
+mod settings;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Trains GPTs at patch level and at token level.
+///
+/// A patch of K tokens is one position of the model: a step reads K times the text at about the same cost. After a share of the
+/// tokens in patches, training goes on token by token, and what comes out is an ordinary GPT.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Trains a model, in patches first and in tokens after
+    Train(train::Args),
+    /// Trains with and without patches at equal cost and compares
+    Compare(compare::Args),
+    /// Loss, perplexity and bits per byte of a trained model
+    Eval(eval::Args),
+    /// Text from a trained model
+    Generate(generate::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Train(args) => train::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Generate(args) => generate::run(&args),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) if output::reader_is_gone(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::tell(&format!("error: {error}"));
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Checkpoints: everything a run needs to continue to the bit, in one safetensors file each: `weights`, `first_moment` and
+//! `second_moment`, flat, in the run's dtype, and the counters as JSON in the file's metadata, with a BLAKE3 checksum over all
+//! of it. A file is written beside its place, forced to disk and renamed, so it is whole or not there; the newest two are kept.
+//! The order of the data and all random numbers are functions of the seed and these counters.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use patchgpt_tensor::{DType, Tensor};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+
+use crate::evaluate::Evaluation;
+use crate::optimizer::AdamW;
+use crate::parameters::Parameters;
+use crate::{Error, Result, atomic_file};
+
+/// How many checkpoints are kept.
+const KEPT: usize = 2;
+const EXTENSION: &str = "safetensors";
+const TENSORS: [&str; 3] = ["weights", "first_moment", "second_moment"];
+
+/// The counters of a run, and what it is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Steps made.
+    pub step: u64,
+    /// Updates that the optimizer made since its last reset.
+    pub optimizer_steps: u64,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Seed of weights, data order and sample.
+    pub seed: u64,
+    /// The evaluation before the first step.
+    pub initial: Measured,
+    /// BLAKE3 of the configuration without the keys that may change on the way.
+    pub config: String,
+    /// BLAKE3 of the training and of the validation tokens.
+    pub data: [String; 2],
+}
+
+/// What an evaluation measured, without what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    loss: f64,
+    bits_per_byte: f64,
+    tokens: u64,
+    bytes: u64,
+}
+
+impl From<Evaluation> for Measured {
+    fn from(evaluation: Evaluation) -> Self {
+        let Evaluation { loss, bits_per_byte, tokens, bytes, .. } = evaluation;
+        Measured { loss, bits_per_byte, tokens, bytes }
+    }
+}
+
+impl From<Measured> for Evaluation {
+    fn from(measured: Measured) -> Self {
+        let Measured { loss, bits_per_byte, tokens, bytes } = measured;
+        Evaluation { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes }
+    }
+}
+
+/// The checkpoints of one run.
+#[derive(Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    /// Those in `folder`, which need not be there yet.
+    pub fn new(folder: PathBuf) -> Self {
+        Checkpoints { folder }
+    }
+
+    /// Writes a checkpoint, then removes all but the newest two. Returns its path.
+    ///
+    /// # Errors
+    /// A folder that cannot be written or a full disk: the checkpoints that were there are then whole and kept.
+    pub fn write(&self, state: &State, parameters: &Parameters, optimizer: &AdamW) -> Result<PathBuf> {
+        std::fs::create_dir_all(&self.folder).map_err(Error::io("create the folder", &self.folder))?;
+        let path = self.folder.join(format!("step-{:010}.{EXTENSION}", state.step));
+        let flat = [parameters.values(), optimizer.first_moment(), optimizer.second_moment()];
+        let mut tensors = Vec::with_capacity(flat.len());
+        for (name, tensor) in TENSORS.into_iter().zip(flat) {
+            tensors.push((name, Stored::new(tensor)?));
+        }
+        let json = serde_json::to_string(state)
+            .map_err(|error| Error::Checkpoint(format!("the counters of the run cannot be written: {error}")))?;
+        let checksum = checksum(&json, tensors.iter().map(|(_, stored)| stored.bytes.as_slice()));
+        let metadata = HashMap::from([("state".to_owned(), json), ("blake3".to_owned(), checksum)]);
+        atomic_file::replace_with(&path, |partial| {
+            safetensors::serialize_to_file(tensors, Some(metadata), partial).map_err(|error| match error {
+                SafeTensorError::IoError(error) => error,
+                other => std::io::Error::other(other),
+            })
+        })?;
+        sync_folder(&self.folder);
+        self.prune()?;
+        Ok(path)
+    }
+
+    /// The newest checkpoint that is whole. Each newer one that is not is told to `skipped`, as a sentence.
+    ///
+    /// # Errors
+    /// Checkpoints of which none is whole; a folder that cannot be read.
+    pub fn newest(&self, mut skipped: impl FnMut(String)) -> Result<Option<Checkpoint>> {
+        let paths = self.paths()?;
+        let mut complaints = Vec::new();
+        for path in paths.iter().rev() {
+            match Checkpoint::read(path) {
+                Ok(checkpoint) => {
+                    for complaint in complaints {
+                        skipped(format!(
+                            "{complaint}; an older checkpoint, of step {}, is used",
+                            checkpoint.state.step
+                        ));
+                    }
+                    return Ok(Some(checkpoint));
+                }
+                Err(error) => complaints.push(error.to_string()),
+            }
+        }
+        if complaints.is_empty() {
+            return Ok(None);
+        }
+        Err(Error::Checkpoint(format!(
+            "no checkpoint in `{}` can be used: {}. Put a whole one there, or remove the folder to start the run over with --resume",
+            self.folder.display(),
+            complaints.join("; ")
+        )))
+    }
+
+    /// All checkpoints, by step.
+    fn paths(&self) -> Result<Vec<PathBuf>> {
+        if !self.folder.exists() {
+            return Ok(Vec::new());
+        }
+        let unreadable = |source| Error::io("read the folder", &self.folder)(source);
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
+            if named && path.extension().is_some_and(|extension| extension == EXTENSION) {
+                paths.push(path);
+            }
+        }
+        // Steps are written with leading zeros, so that the order of names is theirs.
+        paths.sort();
+        Ok(paths)
+    }
+
+    fn prune(&self) -> Result<()> {
+        let paths = self.paths()?;
+        for path in &paths[..paths.len().saturating_sub(KEPT)] {
+            std::fs::remove_file(path).map_err(Error::io("remove the old checkpoint", path))?;
+        }
+        Ok(())
+    }
+}
+
+/// A whole checkpoint in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its counters.
+    pub state: State,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Checkpoint {
+    fn read(path: &Path) -> Result<Checkpoint> {
+        let wrong = |why: String| Error::Checkpoint(format!("`{}` is not a whole checkpoint: {why}", path.display()));
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let (_, metadata) =
+            SafeTensors::read_metadata(&bytes).map_err(|error| wrong(format!("truncated or foreign ({error})")))?;
+        let tensors =
+            SafeTensors::deserialize(&bytes).map_err(|error| wrong(format!("truncated or foreign ({error})")))?;
+        let entry = |key: &str| metadata.metadata().as_ref()?.get(key).cloned();
+        let (Some(json), Some(stored)) = (entry("state"), entry("blake3")) else {
+            return Err(wrong("it holds no counters, so it is not of this program".into()));
+        };
+        let mut parts = Vec::with_capacity(TENSORS.len());
+        for name in TENSORS {
+            parts.push(tensors.tensor(name).map_err(|error| wrong(error.to_string()))?.data());
+        }
+        if checksum(&json, parts.into_iter()) != stored {
+            return Err(wrong("its content is not what its checksum says, so it is damaged".into()));
+        }
+        let state = serde_json::from_str(&json).map_err(|error| wrong(format!("its counters: {error}")))?;
+        Ok(Checkpoint { state, path: path.to_owned(), bytes })
+    }
+
+    /// Where it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes weights and optimizer state over.
+    ///
+    /// # Errors
+    /// A checkpoint of a model of another size or dtype.
+    pub fn restore(&self, parameters: &Parameters, optimizer: &mut AdamW) -> Result<()> {
+        let file = SafeTensors::deserialize(&self.bytes)
+            .map_err(|error| Error::Checkpoint(format!("`{}`: {error}", self.path.display())))?;
+        let mut flat = Vec::with_capacity(TENSORS.len());
+        for name in TENSORS {
+            let found =
+                file.tensor(name).map_err(|error| Error::Checkpoint(format!("`{}`: {error}", self.path.display())))?;
+            let values = parameters.values();
+            if found.shape() != values.shape() || found.dtype() != stored_dtype(values.dtype())? {
+                return Err(Error::Checkpoint(format!(
+                    "`{}` holds `{name}` of {:?} {:?}, and the run's model has {:?} {}: it is a checkpoint of another run",
+                    self.path.display(),
+                    found.shape(),
+                    found.dtype(),
+                    values.shape(),
+                    values.dtype()
+                )));
+            }
+            flat.push(to_tensor(found.data(), values)?);
+        }
+        parameters.values().copy_(&flat[0])?;
+        optimizer.load(&flat[1], &flat[2], self.state.optimizer_steps)
+    }
+}
+
+/// BLAKE3 over the counters and the tensors, as hexadecimal digits.
+fn checksum<'a>(state: &str, tensors: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(state.as_bytes());
+    for bytes in tensors {
+        hasher.update(bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Makes a rename in the folder lasting. Not every system lets a folder be opened; the file's own content is on disk anyway.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = std::fs::File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}
+
+fn stored_dtype(dtype: DType) -> Result<Dtype> {
+    match dtype {
+        DType::F32 => Ok(Dtype::F32),
+        DType::F64 => Ok(Dtype::F64),
+        other => {
+            Err(Error::Checkpoint(format!("parameters of {other} cannot be kept in a checkpoint: expected f32 or f64")))
+        }
+    }
+}
+
+/// Little-endian bytes as a flat tensor of the dtype and on the device of `like`.
+fn to_tensor(bytes: &[u8], like: &Tensor) -> Result<Tensor> {
+    let shape = like.shape();
+    Ok(if like.dtype() == DType::F64 {
+        let values: Vec<f64> = bytes.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
+        Tensor::from_slice(&values, shape, like.device())?
+    } else {
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Tensor::from_slice(&values, shape, like.device())?
+    })
+}
+
+/// A flat tensor on the host, ready to be written.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    fn new(tensor: &Tensor) -> Result<Stored> {
+        let dtype = stored_dtype(tensor.dtype())?;
+        let bytes = if tensor.dtype() == DType::F64 {
+            tensor.to_vec::<f64>()?.iter().flat_map(|value| value.to_le_bytes()).collect()
+        } else {
+            tensor.to_vec::<f32>()?.iter().flat_map(|value| value.to_le_bytes()).collect()
+        };
+        Ok(Stored { dtype, shape: tensor.shape().to_vec(), bytes })
+    }
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;

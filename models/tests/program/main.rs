@@ -1,0 +1,8 @@
+//! The program from outside: the binary is run on small models over a small text, as a user would.
+
+mod bad_input;
+mod compare;
+mod interruption;
+mod model;
+mod run;
+mod train;
