@@ -10,7 +10,7 @@
 //! A training step:
 //! ```
 //! use patchgpt_autograd::Var;
-//! use patchgpt_tensor::{DType, Destination, Device, Distribution, Tensor};
+//! use patchgpt_tensor::{DType, Device, Distribution, Tensor};
 //!
 //! # fn main() -> patchgpt_autograd::Result<()> {
 //! let device = Device::cpu()?;

@@ -33,7 +33,7 @@ impl Function for CrossEntropy {
 }
 
 impl Var {
-    /// Losses [N] of these logits [.., V] against `targets` i32 [.., K] with `weights` [K] (accumulator dtype); a target of
+    /// Losses `[N]` of these logits [.., V] against `targets` i32 [.., K] with `weights` `[K]` (accumulator dtype); a target of
     /// [`IGNORE_INDEX`](patchgpt_tensor::IGNORE_INDEX) is not scored.
     pub fn cross_entropy(&self, targets: &Tensor, weights: &Tensor) -> Result<Var> {
         let (targets, weights) = (targets.clone(), weights.clone());

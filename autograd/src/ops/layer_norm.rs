@@ -32,7 +32,7 @@ impl Function for LayerNorm {
 }
 
 impl Var {
-    /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; weight and bias [C].
+    /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; weight and bias `[C]`.
     pub fn layer_norm(&self, weight: &Var, bias: &Var, eps: f64) -> Result<Var> {
         apply_one(LayerNorm { eps }, &[self, weight, bias])
     }

@@ -84,7 +84,7 @@ impl Function for Linear {
 }
 
 impl Var {
-    /// `x W^T + b` over the last dimension: x [.., in], weight [out, in], bias [out], result [.., out].
+    /// `x W^T + b` over the last dimension: x [.., in], weight [out, in], bias `[out]`, result [.., out].
     pub fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Var> {
         match bias {
             Some(bias) => apply_one(Linear, &[self, weight, bias]),

@@ -52,7 +52,7 @@ impl Function for LinearCrossEntropy {
 }
 
 impl Var {
-    /// `scale * sum(cross_entropy(x @ weight^T))`, 0-d, in the accumulator dtype: this value is x [.., C], weight [V, C], targets i32 [.., K], target weights [K],
+    /// `scale * sum(cross_entropy(x @ weight^T))`, 0-d, in the accumulator dtype: this value is x [.., C], weight [V, C], targets i32 [.., K], target weights `[K]`,
     /// scale 0-d (1 / M for the mean over M targets).
     pub fn linear_cross_entropy(
         &self,

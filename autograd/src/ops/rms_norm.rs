@@ -32,7 +32,7 @@ impl Function for RmsNorm {
 }
 
 impl Var {
-    /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension; weight [C].
+    /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension; weight `[C]`.
     pub fn rms_norm(&self, weight: &Var, eps: f64) -> Result<Var> {
         apply_one(RmsNorm { eps }, &[self, weight])
     }

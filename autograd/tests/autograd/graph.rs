@@ -285,6 +285,31 @@ impl Function for Split {
     }
 }
 
+/// Its first input; the second has no influence.
+struct First;
+
+impl Function for First {
+    fn name(&self) -> &'static str {
+        "first"
+    }
+    fn forward(&self, inputs: &[&Tensor], _: &mut Context) -> Result<Vec<Tensor>> {
+        Ok(vec![inputs[0].copy()?])
+    }
+    fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+        d_inputs.add(0, saved.d_out(d_outputs)?.clone())?;
+        d_inputs.zero(1)
+    }
+}
+
+#[test]
+fn zero_gradients_are_declared() {
+    let (x, y, z) = (Var::parameter(vector(&[1.0])), Var::parameter(vector(&[2.0])), Var::parameter(vector(&[3.0])));
+    let first = |a: &Var, b: &Var| apply(First, &[a, b]).unwrap().remove(0);
+    let loss = first(&x, &y).add(&first(&z.square().unwrap(), &z)).unwrap().sum_all().unwrap();
+    loss.backward().unwrap();
+    assert_eq!((gradient(&x), gradient(&y), gradient(&z)), (vec![1.0], vec![0.0], vec![6.0]));
+}
+
 /// What the default body of `Function::backward` says.
 struct Forward;
 
