@@ -102,10 +102,11 @@ struct Cut {
 
 impl Cut {
     /// Largest tile: what is packed for it fits the second-level cache, and packing is a small share of the work.
+    const SIDE_MOST: usize = 512;
+    /// Rows of a tile where larger ones would be fewer than [`Cut::ENOUGH`].
     const ROWS: usize = 256;
-    const COLS: usize = 512;
     /// Smallest side of a tile that is cut further, and smallest piece of k.
-    const SIDE: usize = 64;
+    const SIDE_LEAST: usize = 64;
     const DEPTH: usize = 512;
     /// Below the first number of tasks a product is cut further, towards the second, ...
     const FEW: usize = 8;
@@ -116,14 +117,17 @@ impl Cut {
     /// The cut for `batch` products of [m, k] and [k, n], by shape alone. Small outputs of a long sum, such as weight
     /// gradients, are cut along k, where tiles lose less than by being smaller.
     fn new(batch: usize, m: usize, n: usize, k: usize) -> Cut {
-        let mut cut = Cut { rows: even(m, Cut::ROWS), cols: even(n, Cut::COLS), depth: k };
+        let mut cut = Cut { rows: even(m, Cut::SIDE_MOST), cols: even(n, Cut::SIDE_MOST), depth: k };
         let work = batch.saturating_mul(m).saturating_mul(n).saturating_mul(k);
         let tasks = |cut: &Cut| batch * cut.tiles(m, n) * cut.pieces(k);
-        if tasks(&cut) < Cut::FEW.min(work / Cut::WORK) {
+        if tasks(&cut) < Cut::ENOUGH {
+            cut.rows = even(m, Cut::ROWS);
+        }
+        if k > 2 * m.max(n) && tasks(&cut) < Cut::FEW.min(work / Cut::WORK) {
             let pieces = Cut::ENOUGH.min(work / Cut::WORK).div_ceil(tasks(&cut)).min(k / Cut::DEPTH).max(1);
             cut.depth = even(k, k.div_ceil(pieces));
         }
-        while tasks(&cut) < Cut::FEW.min(work / Cut::WORK) && cut.rows.max(cut.cols) > Cut::SIDE {
+        while tasks(&cut) < Cut::FEW.min(work / Cut::WORK) && cut.rows.max(cut.cols) > Cut::SIDE_LEAST {
             if cut.rows > cut.cols {
                 cut.rows = even(m, cut.rows / 2);
             } else {
@@ -150,29 +154,13 @@ fn even(length: usize, most: usize) -> usize {
     length.div_ceil(length.div_ceil(most).max(1)).next_multiple_of(16).min(most).max(1)
 }
 
-/// `out = alpha * a @ b`, plus `out` if `accumulate`, on the threads of `pool`. With k = 0 zeros (`out` stays if
-/// `accumulate`). Without `accumulate` what `out` held is not read. Same bits for any number of threads.
+/// `out = alpha * a @ b`, plus `out` if `accumulate`, for the `(out, a, b)` of `item(0..batch)`, which all have the shapes
+/// of the first; the tiles of all of them are spread over the threads of `pool` together. With k = 0 zeros (`out` stays
+/// if `accumulate`). Without `accumulate` what `out` held is not read. Same bits for any number of threads.
 ///
 /// # Safety
-/// `a` and `b` are valid for reads and `out` for reads and writes at all their places; `out` overlaps neither of
-/// them nor itself, and nobody else touches it during the call.
-pub(crate) unsafe fn gemm<F: Float>(
-    pool: &Pool,
-    out: MatMut<F>,
-    a: MatRef<F>,
-    b: MatRef<F>,
-    alpha: F,
-    accumulate: bool,
-) {
-    // SAFETY: the caller's promise, for the one product of the batch.
-    unsafe { gemm_batched(pool, 1, |_| (out, a, b), alpha, accumulate) }
-}
-
-/// [`gemm`] of the products `item(0..batch)`, which all have the shapes of the first; the tiles of all of them are
-/// spread over the threads together.
-///
-/// # Safety
-/// As for [`gemm`], for every product; outputs do not overlap each other.
+/// `a` and `b` are valid for reads and `out` for reads and writes at all their places; no `out` overlaps itself, an
+/// input or another `out`, and nobody else touches them during the call.
 pub(crate) unsafe fn gemm_batched<F: Float>(
     pool: &Pool,
     batch: usize,
@@ -278,10 +266,10 @@ impl Partial {
     }
 }
 
-/// [`gemm`] on the calling thread, in one piece.
+/// One product of [`gemm_batched`] on the calling thread, in one piece.
 ///
 /// # Safety
-/// As for [`gemm`].
+/// As for [`gemm_batched`].
 pub(crate) unsafe fn gemm_single<F: Float>(out: MatMut<F>, a: MatRef<F>, b: MatRef<F>, alpha: F, accumulate: bool) {
     assert!(
         a.rows == out.rows && b.cols == out.cols && a.cols == b.rows,

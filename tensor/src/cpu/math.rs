@@ -50,12 +50,8 @@ pub(crate) trait Float:
     fn sqrt(self) -> Self;
     /// `a * b + c`, rounded once where the path has the instruction.
     fn fma<I: Isa>(isa: I, a: Self, b: Self, c: Self) -> Self;
-    /// Magnitude.
-    fn abs(self) -> Self;
     /// The greater; NaN if either is.
     fn max(self, other: Self) -> Self;
-    /// Whether this is NaN.
-    fn is_nan(self) -> bool;
 }
 
 impl Float for f32 {
@@ -104,18 +100,8 @@ impl Float for f32 {
     }
 
     #[inline(always)]
-    fn abs(self) -> f32 {
-        f32::abs(self)
-    }
-
-    #[inline(always)]
     fn max(self, other: f32) -> f32 {
         if self > other || f32::is_nan(self) { self } else { other }
-    }
-
-    #[inline(always)]
-    fn is_nan(self) -> bool {
-        f32::is_nan(self)
     }
 }
 
@@ -165,18 +151,8 @@ impl Float for f64 {
     }
 
     #[inline(always)]
-    fn abs(self) -> f64 {
-        f64::abs(self)
-    }
-
-    #[inline(always)]
     fn max(self, other: f64) -> f64 {
         if self > other || f64::is_nan(self) { self } else { other }
-    }
-
-    #[inline(always)]
-    fn is_nan(self) -> bool {
-        f64::is_nan(self)
     }
 }
 
@@ -187,7 +163,7 @@ fn reduce<I: Isa>(x: f32) -> (i32, f32) {
     /// 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts, the first short enough that its product with n is exact.
-    const LN_2: [f32; 2] = [0.693_359_375, -2.121_944_4e-4];
+    const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     let shifted = I::fma_f32(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = I::fma_f32(n, -LN_2[1], I::fma_f32(n, -LN_2[0], x));

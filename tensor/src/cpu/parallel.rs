@@ -187,7 +187,7 @@ impl Pool {
         // lifetime is restored in spirit by `close`, which waits for all who joined before `region` is dropped.
         unsafe { *shared.region.get() = std::ptr::from_ref(region).cast::<Region<'static>>() };
         let number = shared.state.load(Ordering::Relaxed) / REGION + 1;
-        shared.state.store(number * REGION | OPEN, Ordering::SeqCst);
+        shared.state.store(number * REGION + OPEN, Ordering::SeqCst);
         let sleepers = shared.sleeping.iter().zip(&self.team).take(region.tasks - 1);
         for (_, thread) in sleepers.filter(|(sleeping, _)| sleeping.swap(false, Ordering::SeqCst)) {
             thread.unpark();
