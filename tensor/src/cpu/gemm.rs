@@ -1,6 +1,6 @@
 //! Matrix products, out [m, n] = alpha a [m, k] b [k, n] (+ out), with any strides, f32 and f64.
-//! The output is cut into tiles by shape alone and each tile is one single-threaded product over all of k, so the
-//! bits do not depend on the number of threads. A tile runs in the `gemm` crate; where the crate would take
+//! The output is cut into tiles by shape alone, long sums over k into pieces added in order, and each of them is one
+//! single-threaded product, so the bits do not depend on the number of threads. A tile runs in the `gemm` crate; where the crate would take
 //! another instruction path than [`path`] (it cannot be told), in [`kernel`].
 
 mod kernel;
