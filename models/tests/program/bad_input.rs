@@ -5,7 +5,7 @@ use crate::run::Place;
 #[test]
 fn settings_that_cannot_be_meant() {
     let place = Place::new();
-    std::fs::write(place.path("unknown.toml"), "[train]\nlearning_rate = 1\n").unwrap();
+    std::fs::write(place.path("unknown.toml"), "[train]\nbatchsize = 1\n").unwrap();
     std::fs::write(place.path("wrong.toml"), "[train]\nlr = \"fast\"\n").unwrap();
     std::fs::write(place.path("broken.toml"), "[train\n").unwrap();
     let cases: &[(&[&str], &[&str])] = &[
@@ -13,7 +13,7 @@ fn settings_that_cannot_be_meant() {
         (&["--patch-fraction=1.5"], &["patch_fraction = 1.5", "0 to 1"]),
         (&["--patch-fraction=-0.1"], &["patch_fraction = -0.1", "0 to 1"]),
         (&["--preset=tyny"], &["`tyny`", "tiny"]),
-        (&["--config=unknown.toml"], &["unknown.toml", "learning_rate", "train.lr"]),
+        (&["--config=unknown.toml"], &["unknown.toml", "batchsize", "train.batch_size"]),
         (&["--config=wrong.toml"], &["wrong.toml", "train.lr", "fast"]),
         (&["--config=broken.toml"], &["broken.toml", "not a TOML configuration"]),
         (&["--set=train.learning=1"], &["--set train.learning=1", "there is no key"]),
@@ -33,13 +33,9 @@ fn settings_that_cannot_be_meant() {
         (&["--seq-len=0"], &["seq_len is 0"]),
     ];
     for (flags, parts) in cases {
-        // The budget of the small model would contradict a case's own.
-        let small = crate::run::SMALL.iter().filter(|flag| {
-            let own = |name: &str| flags.iter().any(|given| given.starts_with(name)) && flag.starts_with(name);
-            let budget = ["--tokens", "--flops"].iter().any(|name| flags.iter().any(|given| given.starts_with(name)));
-            !(budget && flag.starts_with("--steps"))
-                && !["--patch", "--seq", "--batch", "--steps", "--threads"].iter().any(|name| own(name))
-        });
+        // A budget of the case's own takes the place of the steps.
+        let budget = flags.iter().any(|flag| flag.starts_with("--flops"));
+        let small = crate::run::SMALL.iter().filter(|flag| !(budget && flag.starts_with("--steps")));
         let arguments: Vec<&str> = ["train", "--out", "run"].into_iter().chain(small.copied()).collect();
         place.run(&[&arguments[..], flags].concat()).fails(2, parts);
         assert!(!place.path("run").exists(), "{flags:?} left a folder behind");

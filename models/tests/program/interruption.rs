@@ -1,6 +1,6 @@
 //! Runs that were killed, stopped or damaged, and what `--resume` makes of them.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::run::{Finished, Place, timeless, wait_for_lines};
 
@@ -35,7 +35,8 @@ fn a_killed_run_continues_to_the_bit() {
     let made = place.metrics("killed").len();
     assert!((70..200).contains(&made), "killed after {made} steps");
 
-    let mut killed = place.command(&["train", "--resume", "--out", "killed"]).spawn().unwrap();
+    let mut command = place.command(&["train", "--resume", "--out", "killed"]);
+    let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_lines(&place.path("killed/metrics.jsonl"), 330);
     killed.kill().unwrap();
     killed.wait().unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use patchgpt_models::train::metrics::{self, Record};
 
 /// One layer of width 16 over bytes: four patch steps of K = 4, then eight token steps.
-pub const SMALL: &[&str] = &[
+pub(crate) const SMALL: &[&str] = &[
     "--set=model.layers=1",
     "--set=model.hidden=16",
     "--set=model.ffn=24",
@@ -25,57 +25,57 @@ pub const SMALL: &[&str] = &[
 ];
 
 /// A folder with `text.txt`, in which the program runs.
-pub struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    pub fn new() -> Place {
+    pub(crate) fn new() -> Place {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("text.txt"), text(20_000)).unwrap();
         Place { folder }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The program with these arguments, ready to start.
-    pub fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_patchgpt"));
         command.args(arguments).current_dir(self.folder.path());
         command
     }
 
-    pub fn run(&self, arguments: &[&str]) -> Finished {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Finished {
         Finished::from(self.command(arguments).output().unwrap())
     }
 
     /// `train` on the small model into the folder `out`.
-    pub fn train(&self, out: &str, more: &[&str]) -> Finished {
+    pub(crate) fn train(&self, out: &str, more: &[&str]) -> Finished {
         self.run(&[&["train", "--out", out], SMALL, more].concat())
     }
 
     /// `train` in the background.
-    pub fn start(&self, out: &str, more: &[&str]) -> Child {
+    pub(crate) fn start(&self, out: &str, more: &[&str]) -> Child {
         let mut command = self.command(&[&["train", "--out", out], SMALL, more].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    pub fn metrics(&self, out: &str) -> Vec<Record> {
+    pub(crate) fn metrics(&self, out: &str) -> Vec<Record> {
         metrics::read(&self.path(out).join("metrics.jsonl")).unwrap()
     }
 
-    pub fn read(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn read(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 }
 
 /// What the program said and how it ended.
-pub struct Finished {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl From<Output> for Finished {
@@ -90,13 +90,13 @@ impl From<Output> for Finished {
 
 impl Finished {
     /// Panics unless the program succeeded.
-    pub fn ok(self) -> Finished {
+    pub(crate) fn ok(self) -> Finished {
         assert_eq!(self.code, Some(0), "{}\n{}", self.out, self.err);
         self
     }
 
     /// Panics unless the program ended with this status and one paragraph that holds all of `parts`.
-    pub fn fails(self, code: i32, parts: &[&str]) -> Finished {
+    pub(crate) fn fails(self, code: i32, parts: &[&str]) -> Finished {
         assert_eq!(self.code, Some(code), "{}\n{}", self.out, self.err);
         let errors: Vec<&str> = self.err.lines().filter(|line| line.starts_with("error: ")).collect();
         assert!(errors.len() == 1 && self.err.ends_with(&format!("{}\n", errors[0])), "{}", self.err);
@@ -108,7 +108,7 @@ impl Finished {
 }
 
 /// Text like a play, the same every time.
-pub fn text(bytes: usize) -> String {
+pub(crate) fn text(bytes: usize) -> String {
     let words = ["love", "night", "the", "king", "and", "sword", "of", "O,", "thou", "art", "gone", "my", "lord"];
     let mut state = 12345u64;
     let mut draw = |below: u64| {
@@ -127,7 +127,7 @@ pub fn text(bytes: usize) -> String {
 }
 
 /// Waits until `metrics.jsonl` has so many lines; panics after a minute.
-pub fn wait_for_lines(path: &Path, lines: usize) {
+pub(crate) fn wait_for_lines(path: &Path, lines: usize) {
     let begun = Instant::now();
     loop {
         let found = std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
@@ -140,7 +140,7 @@ pub fn wait_for_lines(path: &Path, lines: usize) {
 }
 
 /// Everything of a record that does not depend on the clock.
-pub fn timeless(records: &[Record]) -> Vec<Record> {
+pub(crate) fn timeless(records: &[Record]) -> Vec<Record> {
     let without = |record: &Record| Record { seconds: 0.0, tokens_per_second: 0.0, ..record.clone() };
     records.iter().map(without).collect()
 }

@@ -21,7 +21,7 @@ use crate::settings::{Settings, keys_help};
 /// Both arms get the same model, data, seeds, learning rates, warm-up rule and evaluation windows. One run decides little: with
 /// several --seeds the table shows mean and spread.
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = keys_help())]
+#[command(after_long_help = keys_help(), args_override_self = true)]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,

@@ -49,7 +49,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::reader_is_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::tell(&format!("error: {error}"));
+            // Some causes come in lines; an error is one paragraph.
+            let text = error.to_string();
+            let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+            output::tell(&format!("error: {}", lines.join(" ")));
             ExitCode::from(error.exit_code() as u8)
         }
     }

@@ -18,7 +18,7 @@ use crate::settings::{Settings, keys_help};
 /// Needs no argument: it then trains a small model on the plays of Shakespeare in a few minutes. Settings come from the preset,
 /// over it the --config file, over that --set, over that the other flags.
 #[derive(clap::Args, Debug)]
-#[command(after_long_help = keys_help())]
+#[command(after_long_help = keys_help(), args_override_self = true)]
 pub(crate) struct Args {
     #[command(flatten)]
     settings: Settings,
