@@ -76,7 +76,7 @@ impl Checkpoints {
         Checkpoints { folder }
     }
 
-    /// Writes a checkpoint, then removes all but the newest two. Returns its path.
+    /// Writes a checkpoint, then removes all but the newest two and what an interrupted write left. Returns its path.
     ///
     /// # Errors
     /// A folder that cannot be written or a full disk: the checkpoints that were there are then whole and kept.
@@ -108,7 +108,7 @@ impl Checkpoints {
     /// # Errors
     /// Checkpoints of which none is whole; a folder that cannot be read.
     pub fn newest(&self, mut skipped: impl FnMut(String)) -> Result<Option<Checkpoint>> {
-        let paths = self.paths()?;
+        let paths = self.paths(EXTENSION)?;
         let mut complaints = Vec::new();
         for path in paths.iter().rev() {
             match Checkpoint::read(path) {
@@ -134,8 +134,8 @@ impl Checkpoints {
         )))
     }
 
-    /// All checkpoints, by step.
-    fn paths(&self) -> Result<Vec<PathBuf>> {
+    /// The files of steps with this extension, by step.
+    fn paths(&self, wanted: &str) -> Result<Vec<PathBuf>> {
         if !self.folder.exists() {
             return Ok(Vec::new());
         }
@@ -144,7 +144,7 @@ impl Checkpoints {
         for entry in std::fs::read_dir(&self.folder).map_err(unreadable)? {
             let path = entry.map_err(unreadable)?.path();
             let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-"));
-            if named && path.extension().is_some_and(|extension| extension == EXTENSION) {
+            if named && path.extension().is_some_and(|extension| extension == wanted) {
                 paths.push(path);
             }
         }
@@ -154,8 +154,11 @@ impl Checkpoints {
     }
 
     fn prune(&self) -> Result<()> {
-        let paths = self.paths()?;
-        for path in &paths[..paths.len().saturating_sub(KEPT)] {
+        let paths = self.paths(EXTENSION)?;
+        let old = &paths[..paths.len().saturating_sub(KEPT)];
+        // What a kill left of a write that was under way.
+        let torn = self.paths("partial")?;
+        for path in old.iter().chain(&torn) {
             std::fs::remove_file(path).map_err(Error::io("remove the old checkpoint", path))?;
         }
         Ok(())

@@ -76,8 +76,11 @@ fn what_is_written_comes_back_to_the_bit() {
 #[test]
 fn the_newest_two_are_kept() {
     let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("step-0000000001.safetensors.partial"), "torn").unwrap();
+    std::fs::write(folder.path().join("notes.txt"), "mine").unwrap();
     let checkpoints = write(folder.path(), &[5, 90, 100, 10_000_000_000]);
-    let names: Vec<_> = checkpoints.paths().unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "two checkpoints and the notes");
+    let names: Vec<_> = checkpoints.paths(EXTENSION).unwrap();
     assert_eq!(names.len(), 2);
     assert!(names[0].ends_with("step-0000000100.safetensors"));
     assert_eq!(checkpoints.newest(|_| ()).unwrap().unwrap().state.step, 10_000_000_000);
@@ -87,7 +90,7 @@ fn the_newest_two_are_kept() {
 fn every_damage_is_seen_and_an_older_checkpoint_takes_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoints = write(folder.path(), &[5, 10]);
-    let newest = checkpoints.paths().unwrap().remove(1);
+    let newest = checkpoints.paths(EXTENSION).unwrap().remove(1);
     let whole = std::fs::read(&newest).unwrap();
     let mut damaged: Vec<Vec<u8>> =
         [0, 1, 8, 100, whole.len() / 2, whole.len() - 1].map(|length| whole[..length].to_vec()).into_iter().collect();
@@ -104,7 +107,7 @@ fn every_damage_is_seen_and_an_older_checkpoint_takes_its_place() {
         assert_eq!(found.state.step, 5, "{} bytes", content.len());
         assert!(told.len() == 1 && told[0].contains("step-0000000010") && told[0].contains("of step 5"), "{told:?}");
     }
-    std::fs::remove_file(&checkpoints.paths().unwrap()[0]).unwrap();
+    std::fs::remove_file(&checkpoints.paths(EXTENSION).unwrap()[0]).unwrap();
     let error = checkpoints.newest(|_| ()).unwrap_err();
     assert!(error.to_string().contains("step-0000000010") && error.exit_code() == 1, "{error}");
 }

@@ -39,6 +39,8 @@ impl RunFolder {
                 path.display()
             )));
         }
+        // Whoever wrote a configuration may still be reading its data.
+        let _held = folder.config().exists().then(|| folder.lock()).transpose()?;
         std::fs::create_dir_all(path).map_err(Error::io("create the folder", path))?;
         atomic_file::replace(&folder.config(), config.to_toml()?.as_bytes())?;
         Ok(folder)
@@ -224,6 +226,8 @@ mod tests {
         let folder = RunFolder::create(parent.path(), &Config::preset("tiny").unwrap()).unwrap();
         let lock = folder.lock().unwrap();
         assert!(folder.lock().unwrap_err().to_string().contains("another process"));
+        let error = RunFolder::create(parent.path(), &Config::preset("gpt2").unwrap()).unwrap_err();
+        assert!(error.to_string().contains("another process"), "{error}");
         drop(lock);
         folder.lock().unwrap();
     }

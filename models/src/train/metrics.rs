@@ -42,7 +42,8 @@ pub struct Record {
     pub tokens_per_second: f64,
     /// Model FLOPs spent since the start of the run.
     pub model_flops: f64,
-    /// Seconds spent since the start of the run, sessions before a resume included.
+    /// Seconds of training steps since the start of the run, sessions before a resume included; evaluation and
+    /// checkpoints not counted.
     pub seconds: f64,
 }
 

@@ -27,7 +27,7 @@ fn settings_that_cannot_be_meant() {
         (&["--batch-size=6", "--set=train.patch_batch=tokens"], &["batch of 6", "4 or 8"]),
         (&["--steps=0"], &["budget is 0"]),
         (&["--steps=3", "--tokens=1000"], &["train.steps", "train.tokens", "exclude"]),
-        (&["--flops=10"], &["budget of", "10"]),
+        (&["--flops=10"], &["budget of 1e1 model FLOPs", "one step"]),
         (&["--warmup=50"], &["50"]),
         (&["--tokenizer=bpe:10"], &["bpe:10", "bpe:2048"]),
         (&["--seq-len=0"], &["seq_len is 0"]),

@@ -20,7 +20,7 @@ use clap::{Parser, Subcommand};
 /// A patch of K tokens is one position of the model: a step reads K times the text at about the same cost. After a share of the
 /// tokens in patches, training goes on token by token, and what comes out is an ordinary GPT.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "patchgpt", version, arg_required_else_help = true, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -170,7 +170,7 @@ pub(crate) fn start_threads(threads: Option<usize>) {
 pub(crate) fn keys_help() -> String {
     let mut text = String::from("Keys of the configuration, for --set and files:\n");
     for key in patchgpt_models::config::KEYS {
-        text.push_str(&format!("  {:<26}{}\n", key.name, key.about));
+        text.push_str(&format!("  {:<27}{}\n", key.name, key.about));
     }
     text
 }
