@@ -207,7 +207,7 @@ fn pieces_change_no_id() {
             let ids = library_ids(&description, &text);
             for size in [1, 100, 3000, 1 << 16] {
                 let pieces = tokenizer.encode_in_pieces(&[&text], size).unwrap();
-                assert_eq!(pieces, [ids.clone()], "pieces of {size}");
+                assert_eq!(pieces, std::slice::from_ref(&ids), "pieces of {size}");
             }
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         }
