@@ -5,4 +5,5 @@ mod compare;
 mod interruption;
 mod model;
 mod run;
+mod stops;
 mod train;
