@@ -229,7 +229,7 @@ fn training_learns_a_repeating_text() {
         let settings = AdamWSettings { weight_decay: 0.0, ..AdamWSettings::default() };
         let mut optimizer = AdamW::new(gpt.parameters(), settings).unwrap();
         let text: Vec<i32> = (0..200).map(|i| [3, 1, 4, 1, 5, 9, 2, 6][i % 8]).collect();
-        for (regime, steps) in [(Regime::patch(2), 40), (Regime::token(), 60)] {
+        for (regime, steps) in [(Regime::patch(2), 150), (Regime::token(), 100)] {
             let len = 10 * regime.input_patch + regime.target_patch;
             let windows: Vec<i32> = (0..8).flat_map(|start| text[start..start + len].to_vec()).collect();
             let batch = TrainBatch::from_windows(&windows, 8, &regime, &gpt).unwrap();

@@ -50,7 +50,10 @@ fn saved(dialect: Dialect) -> TempDir {
 fn weights(folder: &Path) -> Vec<Stored> {
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.iter().map(|(name, t)| (name.into(), t.dtype(), t.shape().to_vec(), t.data().to_vec())).collect()
+    let stored = |(name, t): (&str, TensorView)| (name.into(), t.dtype(), t.shape().to_vec(), t.data().to_vec());
+    let mut tensors: Vec<Stored> = file.iter().map(stored).collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    tensors
 }
 
 fn write(path: &Path, tensors: &[Stored]) {
@@ -246,6 +249,6 @@ fn what_cannot_be_written_leaves_what_was_there() {
     std::fs::create_dir(folder.path().join("model.safetensors.partial")).unwrap();
     let error = hub::save(&model(Dialect::Gpt2, DType::F32), folder.path()).err().unwrap();
     assert!(error.to_string().contains("model.safetensors"), "{error}");
-    assert_eq!(weights(folder.path()), before);
+    assert!(weights(folder.path()) == before, "the weights were changed");
     assert_eq!(hub::load_config(folder.path()).unwrap(), config(Dialect::Llama));
 }
