@@ -1,23 +1,35 @@
-//! Causal attention in blocks of queries and keys (Dao, arXiv 2307.08691): the scores exist one tile at a time.
+//! Causal attention in blocks of queries and keys (Dao, arXiv 2307.08691): `out = softmax(scale * q k^T + mask) v` per head, q and out
+//! [B, T, H, D], k and v [B, S, G, D]; of the scores only one block exists at a time, transposed, a key a row and a query a
+//! column, so that maxima, sums and exponentials of all its queries run along vectors and no factor but q is transposed.
 //!
-//! A tile's products run on the calling thread; tiles above the diagonal are skipped, those on it are masked. Forward costs 4 D FLOP a visible score,
-//! backward 10 D (14 D where d_q has a pass of its own).
+//! Blocks above the diagonal are skipped, and on it what no query of a panel sees. 4 D FLOPs a visible score forward, 10 D backward.
+//! Rows are copied into buffers of a task, padded to whole vectors, a copy for every 64 multiply-adds.
 
 mod backward;
+mod few_queries;
 mod forward;
+mod product;
 
 pub(super) use backward::causal_attention_backward;
 pub(super) use forward::causal_attention;
 
-use super::gemm::{MatMut, MatRef};
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::isa::Isa;
 use super::math::Float;
 use super::memory::{View, ViewMut};
-use crate::{Element, Tensor};
+use crate::{Element, Layout, Tensor};
 
-/// Queries of a tile.
-const QUERIES: usize = 64;
-/// Keys of a tile.
-const KEYS: usize = 128;
+/// Keys of a block.
+const KEYS: usize = 64;
+
+/// Columns of a panel, the queries whose scores are made together: two vectors of f32, or two of f64.
+const fn panel<F: Float, I: Isa>() -> usize {
+    I::LANES * 8 / size_of::<F>()
+}
 
 /// Sizes: batch, query and key positions, query and key heads, head size.
 #[derive(Clone, Copy)]
@@ -37,7 +49,7 @@ impl Sizes {
 
     /// Query heads that share a key head.
     fn per_group(&self) -> usize {
-        self.heads / self.groups
+        self.heads / self.groups.max(1)
     }
 
     /// How many keys query `t` sees.
@@ -45,41 +57,144 @@ impl Sizes {
         t + 1 + self.keys - self.queries
     }
 
-    /// Blocks of queries.
-    fn query_blocks(&self) -> usize {
-        self.queries.div_ceil(QUERIES)
+    /// How many of the keys from `first` on, at most [`KEYS`], the last query of `queries` sees.
+    fn seen(&self, queries: &Range<usize>, first: usize) -> usize {
+        self.visible(queries.end.min(self.queries) - 1).saturating_sub(first).min(KEYS)
     }
 
-    /// Positions of query block `i`.
-    fn query_block(&self, i: usize) -> std::ops::Range<usize> {
-        i * QUERIES..((i + 1) * QUERIES).min(self.queries)
+    /// Positions of block `i` of blocks of `size` queries.
+    fn query_block(&self, i: usize, size: usize) -> Range<usize> {
+        i * size..((i + 1) * size).min(self.queries)
+    }
+
+    /// Whether a score of this size of problem is worth waking threads for.
+    fn is_small(&self) -> bool {
+        self.batch * self.heads * self.queries * self.keys * self.width < 1 << 15
     }
 }
 
-/// Positions `range` of head `head` of [B, T, H, D] as a matrix [positions, D].
-fn matrix<F: Float + Element>(view: &View<F>, batch: usize, head: usize, range: &std::ops::Range<usize>) -> MatRef<F> {
-    let (l, s) = (view.layout(), view.layout().strides());
-    let start = l.offset() + batch * s[0] + range.start * s[1] + head * s[2];
-    MatRef::new(view.at(start), range.len(), l.shape()[3], s[1] as isize, 1)
+/// One head of one batch entry of an input [B, T, H, D].
+#[derive(Clone, Copy)]
+struct Head<'a, F> {
+    view: View<'a, F>,
+    start: usize,
+    stride: usize,
+    positions: usize,
+    width: usize,
 }
 
-/// Row `t` of head `head` of an output [B, T, H, D].
+impl<'a, F: Float + Element> Head<'a, F> {
+    fn new(view: &View<'a, F>, batch: usize, head: usize) -> Self {
+        let (shape, strides) = (view.layout().shape(), view.layout().strides());
+        assert!(batch < shape[0] && head < shape[2] && view.layout().has_contiguous_rows());
+        let start = view.layout().offset() + batch * strides[0] + head * strides[2];
+        Head { view: *view, start, stride: strides[1], positions: shape[1], width: shape[3] }
+    }
+
+    #[inline(always)]
+    fn row(&self, t: usize) -> &'a [F] {
+        assert!(t < self.positions);
+        // SAFETY: row t of the head lies inside the view, and its last dimension is contiguous.
+        unsafe { std::slice::from_raw_parts(self.view.at(self.start + t * self.stride), self.width) }
+    }
+
+    /// Rows `range`, each padded to `pitch` values, a multiple of N; the padding stays what it is.
+    #[inline(always)]
+    fn copy_rows<const N: usize>(&self, range: Range<usize>, to: &mut [F], pitch: usize) {
+        for (t, to) in range.zip(to.chunks_exact_mut(pitch.max(1))) {
+            let (vectors, rest) = self.row(t).as_chunks::<N>();
+            let (whole, last) = to.split_at_mut(vectors.len() * N);
+            whole.as_chunks_mut::<N>().0.copy_from_slice(vectors);
+            last.iter_mut().zip(rest).for_each(|(to, x)| *to = *x);
+        }
+    }
+
+    /// Rows `range` times `factor`, transposed in panels of N rows, each [D, N]; rows that the last panel lacks are zeros.
+    #[inline(always)]
+    fn transpose<const N: usize>(&self, range: Range<usize>, factor: F, to: &mut [F]) {
+        let rows = range.len().next_multiple_of(N);
+        for i in 0..rows {
+            let panel = &mut to[i / N * N * self.width..(i / N + 1) * N * self.width];
+            let column = panel.as_chunks_mut::<N>().0.iter_mut().map(|values| &mut values[i % N]);
+            if i < range.len() {
+                column.zip(self.row(range.start + i)).for_each(|(to, x)| *to = *x * factor);
+            } else {
+                column.for_each(|to| *to = F::ZERO);
+            }
+        }
+    }
+}
+
+/// Row (batch, position, head) of an output [B, T, H, D].
 ///
 /// # Safety
 /// As [`ViewMut::row`].
-unsafe fn output_row<'a, F: Float + Element>(
-    view: &ViewMut<'a, F>,
-    batch: usize,
-    t: usize,
-    head: usize,
-) -> &'a mut [F] {
-    let shape = view.layout().shape();
-    // SAFETY: the caller's promise.
-    unsafe { view.row((batch * shape[1] + t) * shape[2] + head) }
+#[inline(always)]
+unsafe fn output_row<'a, F: Float + Element>(view: &ViewMut<'a, F>, at: [usize; 3]) -> &'a mut [F] {
+    let (shape, strides) = (view.layout().shape(), view.layout().strides());
+    assert!(at[0] < shape[0] && at[1] < shape[1] && at[2] < shape[2]);
+    let start = view.layout().offset() + at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2];
+    // SAFETY: the row lies inside the view, whose last dimension is contiguous; exclusive by the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(view.at(start), shape[3]) }
 }
 
-/// The first `rows` x `cols` of a scratch tile, row-major without gaps.
-fn tile<F: Float>(scratch: &mut [F], rows: usize, cols: usize) -> MatMut<F> {
-    assert!(rows * cols <= scratch.len());
-    MatMut::contiguous(scratch.as_mut_ptr(), rows, cols)
+/// Offset of (batch, head, position) in the log-sum-exps [B, H, T].
+fn lse_offset(layout: &Layout, at: [usize; 3]) -> usize {
+    assert!(at.iter().zip(layout.shape()).all(|(i, size)| i < size));
+    layout.offset() + at.iter().zip(layout.strides()).map(|(i, stride)| i * stride).sum::<usize>()
 }
+
+/// Scores of `count` keys from `first` on (rows, `pitch` apart) for N queries from `start` on (columns) become minus infinity
+/// where the query does not see the key.
+#[inline(always)]
+fn mask<F: Float, const N: usize>(
+    (scores, pitch): (&mut [F], usize),
+    count: usize,
+    sizes: &Sizes,
+    first: usize,
+    start: usize,
+) {
+    let visible = sizes.visible(start);
+    for (j, row) in scores.chunks_mut(pitch).enumerate().take(count).skip(visible.saturating_sub(first)) {
+        let hidden = (first + j + 1 - visible).min(N);
+        row[..hidden].fill(F::NEG_INFINITY);
+    }
+}
+
+/// The unit of scratch, which keeps it on cache lines.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Scratch values that start at a cache line.
+struct Aligned<F> {
+    lines: Vec<Line>,
+    len: usize,
+    values: PhantomData<F>,
+}
+
+impl<F: Float> Aligned<F> {
+    fn zeros(len: usize) -> Self {
+        let lines = vec![Line([0; 64]); (len * size_of::<F>()).div_ceil(size_of::<Line>())];
+        Aligned { lines, len, values: PhantomData }
+    }
+}
+
+impl<F: Float> Deref for Aligned<F> {
+    type Target = [F];
+
+    #[inline(always)]
+    fn deref(&self) -> &[F] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<F: Float> DerefMut for Aligned<F> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [F] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -194,7 +194,7 @@ impl<F: Float + Element> Kernel for Gradient<'_, F> {
             for (_, weight) in valid.clone() {
                 scale += weight;
             }
-            scale = scale * d_loss;
+            scale *= d_loss;
             if in_place {
                 for d in d_row.iter_mut() {
                     let p = scale * (*d - lse).exp(isa);

@@ -37,9 +37,10 @@ fn expected(v: usize, logits: &[f64], targets: &[i32]) -> Expected {
         for k in (0..K).filter(|k| targets[n * K + k] != IGNORE_INDEX) {
             let target = targets[n * K + k] as usize;
             want.losses[n] += WEIGHTS[k] * (want.lse[n] - row[target]);
-            for i in 0..v {
+            #[allow(clippy::needless_range_loop)]
+            for (i, x) in row.iter().enumerate() {
                 let one_hot = if i == target { 1.0 } else { 0.0 };
-                want.d_logits[n * v + i] += D_LOSSES[n] * WEIGHTS[k] * ((row[i] - want.lse[n]).exp() - one_hot);
+                want.d_logits[n * v + i] += D_LOSSES[n] * WEIGHTS[k] * ((x - want.lse[n]).exp() - one_hot);
             }
         }
     }

@@ -49,12 +49,6 @@ macro_rules! views {
                 Self { ptr, rows, cols, row_stride, col_stride }
             }
 
-            /// A contiguous row-major matrix.
-            #[inline]
-            pub(crate) fn contiguous(ptr: $pointer, rows: usize, cols: usize) -> Self {
-                Self::new(ptr, rows, cols, cols as isize, 1)
-            }
-
             /// The transpose, a view.
             #[inline]
             pub(crate) fn t(self) -> Self {
@@ -180,7 +174,7 @@ pub(crate) unsafe fn gemm_batched<F: Float>(
     let (tiles, pieces, across) = (cut.tiles(m, n), cut.pieces(k), n.div_ceil(cut.cols));
     // The first piece of k goes to the output, the others to `partial` [batch, pieces - 1, m, n], added afterwards.
     let mut partial = Partial::take((pieces - 1) * batch * m * n);
-    let others: MatMut<F> = MatMut::contiguous(partial.pointer(), batch * (pieces - 1) * m, n);
+    let others: MatMut<F> = MatMut::new(partial.pointer(), batch * (pieces - 1) * m, n, n as isize, 1);
     pool.run(batch * tiles * pieces, |task| {
         let (index, tile, piece) = (task / (tiles * pieces), task / pieces % tiles, task % pieces);
         let (out, a, b) = item(index);

@@ -1,156 +1,26 @@
-//! The backward pass. With p and ds of a tile recomputed from lse: d_v += p^T d_out, d_k += ds^T q, d_q += ds k.
+//! The backward pass. With `p = e^(s - lse)` and `ds = p (d_out v^T - delta)` of a block recomputed: `d_v += p^T d_out`, `d_k += ds^T q`,
+//! `d_q += ds k`, `delta = rowsum(d_out * out)`; five products a block, the scale applied to q on the way in and to d_q and d_k on the way out.
 //!
-//! With many (batch, key head) pairs, each is one task that owns d_k and d_v of its head and d_q of its group: five products a tile. With few,
-//! blocks of keys are the tasks for d_k and d_v and blocks of queries those for d_q: seven products, but enough tasks. Which of the two is
-//! decided by shapes; in both, every sum is taken in a fixed order.
+//! A task is a chunk of the query blocks of all heads that share a key head: it owns their d_q and sums d_k and d_v over them in
+//! order. One chunk where there are (batch, key head) pairs enough; where there are few, several, whose sums are then added in
+//! order. How many is decided by the shape alone.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
-use super::{KEYS, QUERIES, Sizes, matrix, output_row, tile};
-use crate::cpu::gemm::{MatRef, gemm_single};
+use super::product::{Left, ROWS, add_product};
+use super::{Aligned, Head, KEYS, Sizes, lse_offset, mask, output_row, panel};
+use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::math::{Float, dot};
 use crate::cpu::memory::{Access, View, ViewMut};
-use crate::cpu::parallel::Pool;
-use crate::cpu::reduce::each_mut;
-use crate::cpu::rms_norm::put;
-use crate::cpu::vectorized::vectorized;
+use crate::cpu::parallel::{Pool, blocks};
 use crate::cpu::with_float;
 use crate::{Destination, Element, Result, Tensor};
 
-/// From so many (batch, key head) pairs on, a pair is a task.
-const PAIRS: usize = 8;
-
-vectorized! {
-    fn inner<'a, F>(isa: I, a: &'a [F], b: &'a [F]) -> F {
-        dot(isa, a, b)
-    }
-}
-
-vectorized! {
-    /// A row of scores becomes probabilities, a row of d_p becomes ds; masked from `visible` on.
-    fn row<'a, F>(isa: I, p: &'a mut [F], ds: &'a mut [F], visible: usize, lse: F, delta: F, scale: F) -> () {
-        for (p, d) in p[..visible].iter_mut().zip(&mut ds[..visible]) {
-            *p = (*p - lse).exp(isa);
-            *d = *p * (*d - delta) * scale;
-        }
-        p[visible..].fill(F::ZERO);
-        ds[visible..].fill(F::ZERO);
-    }
-}
-
-/// All that a task reads.
-struct Inputs<'a, F> {
-    sizes: Sizes,
-    q: View<'a, F>,
-    k: View<'a, F>,
-    v: View<'a, F>,
-    d_out: View<'a, F>,
-    lse: &'a [F],
-    /// [B, H, T]: `rowsum(d_out * out)`.
-    delta: &'a [F],
-    scale: F,
-}
-
-/// Scratch of a task: one tile of p and one of ds.
-struct Tiles<F> {
-    p: Vec<F>,
-    ds: Vec<F>,
-}
-
-impl<F: Float> Tiles<F> {
-    fn new() -> Self {
-        Tiles { p: vec![F::ZERO; QUERIES * KEYS], ds: vec![F::ZERO; QUERIES * KEYS] }
-    }
-}
-
-impl<F: Float + Element> Inputs<'_, F> {
-    /// p and ds of a tile, row-major.
-    fn tile(&self, tiles: &mut Tiles<F>, batch: usize, head: usize, queries: &Range<usize>, keys: &Range<usize>) {
-        let group = head / self.sizes.per_group();
-        let (rows, cols) = (queries.len(), keys.len());
-        let q = matrix(&self.q, batch, head, queries);
-        let d_out = matrix(&self.d_out, batch, head, queries);
-        // SAFETY: the tiles are the task's scratch, the factors lie inside their locked views.
-        unsafe {
-            gemm_single(tile(&mut tiles.p, rows, cols), q, matrix(&self.k, batch, group, keys).t(), self.scale, false);
-            gemm_single(tile(&mut tiles.ds, rows, cols), d_out, matrix(&self.v, batch, group, keys).t(), F::ONE, false);
-        }
-        let start = (batch * self.sizes.heads + head) * self.sizes.queries;
-        for (i, t) in queries.clone().enumerate() {
-            let visible = self.sizes.visible(t).saturating_sub(keys.start).min(cols);
-            let (p, ds) = (&mut tiles.p[i * cols..(i + 1) * cols], &mut tiles.ds[i * cols..(i + 1) * cols]);
-            row(p, ds, visible, self.lse[start + t], self.delta[start + t], self.scale);
-        }
-    }
-
-    /// `d_k += ds^T q` and `d_v += p^T d_out` of a tile, into rows `keys` of [S, D] scratch.
-    fn add_keys(
-        &self,
-        tiles: &Tiles<F>,
-        batch: usize,
-        head: usize,
-        queries: &Range<usize>,
-        d_k: &mut [F],
-        d_v: &mut [F],
-    ) {
-        let (rows, cols, width) = (queries.len(), d_k.len() / self.sizes.width, self.sizes.width);
-        let transposed = |x: &[F]| MatRef::contiguous(x.as_ptr(), rows, cols).t();
-        // SAFETY: as in `tile`.
-        unsafe {
-            gemm_single(
-                tile(d_k, cols, width),
-                transposed(&tiles.ds),
-                matrix(&self.q, batch, head, queries),
-                F::ONE,
-                true,
-            );
-            gemm_single(
-                tile(d_v, cols, width),
-                transposed(&tiles.p),
-                matrix(&self.d_out, batch, head, queries),
-                F::ONE,
-                true,
-            );
-        }
-    }
-
-    /// `d_q += ds k` of a tile.
-    fn add_queries(&self, tiles: &Tiles<F>, batch: usize, head: usize, keys: &Range<usize>, d_q: &mut [F]) {
-        let (rows, width) = (d_q.len() / self.sizes.width, self.sizes.width);
-        let ds = MatRef::contiguous(tiles.ds.as_ptr(), rows, keys.len());
-        let k = matrix(&self.k, batch, head / self.sizes.per_group(), keys);
-        // SAFETY: as in `tile`.
-        unsafe { gemm_single(tile(d_q, rows, width), ds, k, F::ONE, true) };
-    }
-
-    /// Blocks of keys that a block of queries sees.
-    fn key_blocks(&self, queries: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<F> {
-        let end = self.sizes.visible(queries.end - 1);
-        (0..end).step_by(KEYS).map(move |first| first..(first + KEYS).min(end))
-    }
-}
-
-/// The outputs with their accumulate flags.
-struct Outputs<'a, F> {
-    d_q: (ViewMut<'a, F>, bool),
-    d_k: (ViewMut<'a, F>, bool),
-    d_v: (ViewMut<'a, F>, bool),
-}
-
-/// Writes rows `range` of a head.
-fn put_rows<F: Float + Element>(
-    (view, add): &(ViewMut<F>, bool),
-    batch: usize,
-    head: usize,
-    range: Range<usize>,
-    rows: &[F],
-) {
-    let width = rows.len() / range.len().max(1);
-    for (t, row) in range.zip(rows.chunks(width.max(1))) {
-        // SAFETY: callers own these positions of this head.
-        put(*add, unsafe { output_row(view, batch, t, head) }, row);
-    }
-}
+/// Queries of a block: a multiple of every panel.
+const QUERIES: usize = 64;
+/// Tasks that are wanted; fewer (batch, key head) pairs are cut into chunks of queries.
+const TASKS: usize = 8;
 
 /// Gradients for q, k and v.
 pub(in crate::cpu) fn causal_attention_backward(
@@ -166,103 +36,341 @@ pub(in crate::cpu) fn causal_attention_backward(
     with_float!("causal_attention_backward", q.dtype(), F => {
         let tensors = gradients.map(|g| g.tensor);
         let access = Access::new("causal_attention_backward", &[d_out, q, k, v, out, lse], &tensors)?;
-        let [d_q, d_k, d_v] = [0, 1, 2].map(|i| access.view_mut::<F>(tensors[i]).map(|view| (view, gradients[i].accumulate)));
-        let outputs = Outputs { d_q: d_q?, d_k: d_k?, d_v: d_v? };
-        let (d_out, out) = (access.view::<F>(d_out)?, access.view::<F>(out)?);
-        let mut delta = vec![F::default(); sizes.batch * sizes.heads * sizes.queries];
-        each_mut(pool, &mut delta, sizes.queries.max(1), |i, part| {
-            let (batch, head) = (i / sizes.heads, i % sizes.heads);
-            for (t, delta) in part.iter_mut().enumerate() {
-                let r = (batch * sizes.queries + t) * sizes.heads + head;
-                *delta = inner(d_out.row(r), out.row(r));
-            }
-        });
-        let inputs = Inputs {
+        let output = |i: usize| Ok(Output { view: access.view_mut::<F>(tensors[i])?, add: gradients[i].accumulate });
+        let backward = Backward {
             sizes,
             q: access.view::<F>(q)?,
             k: access.view::<F>(k)?,
             v: access.view::<F>(v)?,
-            d_out,
-            lse: access.view::<F>(lse)?.slice(),
-            delta: &delta,
+            out: access.view::<F>(out)?,
+            d_out: access.view::<F>(d_out)?,
+            lse: access.view::<F>(lse)?,
+            d_q: output(0)?,
+            d_k: output(1)?,
+            d_v: output(2)?,
             scale: F::from_f64(scale),
         };
-        match sizes.batch * sizes.groups >= PAIRS {
-            true => by_pairs(pool, &inputs, &outputs),
-            false => {
-                keys_by_blocks(pool, &inputs, &outputs);
-                queries_by_blocks(pool, &inputs, &outputs);
-            }
-        }
+        run(pool, &backward);
         Ok(())
     })
 }
 
-/// One task for each batch entry and key head.
-fn by_pairs<F: Float + Element>(pool: &Pool, inputs: &Inputs<F>, outputs: &Outputs<F>) {
-    let sizes = inputs.sizes;
-    pool.run(sizes.batch * sizes.groups, |task| {
-        let (batch, group) = (task / sizes.groups, task % sizes.groups);
-        let width = sizes.width;
-        let (mut d_k, mut d_v) = (vec![F::ZERO; sizes.keys * width], vec![F::ZERO; sizes.keys * width]);
-        let mut d_q = vec![F::ZERO; QUERIES * width];
-        let mut tiles = Tiles::new();
-        for head in group * sizes.per_group()..(group + 1) * sizes.per_group() {
-            for block in 0..sizes.query_blocks() {
-                let queries = sizes.query_block(block);
-                let d_q = &mut d_q[..queries.len() * width];
-                d_q.fill(F::ZERO);
-                for keys in inputs.key_blocks(&queries) {
-                    inputs.tile(&mut tiles, batch, head, &queries, &keys);
-                    let rows = keys.start * width..keys.end * width;
-                    inputs.add_keys(&tiles, batch, head, &queries, &mut d_k[rows.clone()], &mut d_v[rows]);
-                    inputs.add_queries(&tiles, batch, head, &keys, d_q);
-                }
-                put_rows(&outputs.d_q, batch, head, queries, d_q);
-            }
-        }
-        put_rows(&outputs.d_k, batch, group, 0..sizes.keys, &d_k);
-        put_rows(&outputs.d_v, batch, group, 0..sizes.keys, &d_v);
-    });
+/// An output and whether it is added to.
+struct Output<'a, F> {
+    view: ViewMut<'a, F>,
+    add: bool,
 }
 
-/// d_k and d_v, one task for each block of keys of a key head.
-fn keys_by_blocks<F: Float + Element>(pool: &Pool, inputs: &Inputs<F>, outputs: &Outputs<F>) {
-    let sizes = inputs.sizes;
-    let blocks = sizes.keys.div_ceil(KEYS);
-    pool.run(blocks * sizes.batch * sizes.groups, |task| {
-        let (block, pair) = (task / (sizes.batch * sizes.groups), task % (sizes.batch * sizes.groups));
+impl<F: Float + Element> Output<'_, F> {
+    /// Row `at` (batch, position, head) `(+)= x * factor`.
+    ///
+    /// # Safety
+    /// The row belongs to the caller's task.
+    #[inline(always)]
+    unsafe fn put(&self, at: [usize; 3], x: &[F], factor: F) {
+        // SAFETY: the caller's promise.
+        let row = unsafe { output_row(&self.view, at) };
+        match self.add {
+            true => row.iter_mut().zip(x).for_each(|(to, x)| *to += *x * factor),
+            false => row.iter_mut().zip(x).for_each(|(to, x)| *to = *x * factor),
+        }
+    }
+}
+
+/// What the tasks share.
+struct Backward<'a, F> {
+    sizes: Sizes,
+    q: View<'a, F>,
+    k: View<'a, F>,
+    v: View<'a, F>,
+    out: View<'a, F>,
+    d_out: View<'a, F>,
+    lse: View<'a, F>,
+    d_q: Output<'a, F>,
+    d_k: Output<'a, F>,
+    d_v: Output<'a, F>,
+    scale: F,
+}
+
+/// Sums of d_k (before the scale) and d_v over a chunk: [keys seen, pitch] each.
+struct Sums<F> {
+    pitch: usize,
+    d_k: Aligned<F>,
+    d_v: Aligned<F>,
+}
+
+/// Query blocks of chunk `i` of `chunks`, such that chunks hold about equally many scores.
+fn chunk(query_blocks: usize, chunks: usize, i: usize) -> Range<usize> {
+    let cut = |i: usize| (query_blocks as f64 * (i as f64 / chunks as f64).sqrt()).round() as usize;
+    cut(i)..cut(i + 1)
+}
+
+fn run<F: Float + Element>(pool: &Pool, backward: &Backward<F>) {
+    let sizes = &backward.sizes;
+    let pairs = sizes.batch * sizes.groups;
+    let chunks = TASKS.div_ceil(pairs.max(1)).min(sizes.queries.div_ceil(QUERIES)).max(1);
+    let sums: Vec<OnceLock<Sums<F>>> = (0..pairs * chunks).map(|_| OnceLock::new()).collect();
+    let task = |task: usize| {
+        // The last chunks, which see the most keys, go first.
+        let (pair, i) = (task % pairs, chunks - 1 - task / pairs);
         let (batch, group) = (pair / sizes.groups, pair % sizes.groups);
-        let keys = block * KEYS..((block + 1) * KEYS).min(sizes.keys);
-        let (mut d_k, mut d_v) = (vec![F::ZERO; keys.len() * sizes.width], vec![F::ZERO; keys.len() * sizes.width]);
-        let mut tiles = Tiles::new();
+        let part =
+            dispatch(Chunk { backward, batch, group, blocks: chunk(sizes.queries.div_ceil(QUERIES), chunks, i) });
+        match chunks {
+            1 => dispatch(Finish { backward, sums: &[&part], batch, group, keys: 0..sizes.keys }),
+            _ => drop(sums[pair * chunks + i].set(part)),
+        }
+    };
+    match sizes.is_small() {
+        true => (0..pairs * chunks).for_each(task),
+        false => pool.run(pairs * chunks, task),
+    }
+    if chunks > 1 {
+        let (count, per_block) = blocks(sizes.keys, 2 * chunks * sizes.width);
+        pool.run(pairs * count, |task| {
+            let (pair, block) = (task / count, task % count);
+            let parts: Vec<&Sums<F>> =
+                sums[pair * chunks..(pair + 1) * chunks].iter().filter_map(OnceLock::get).collect();
+            let keys = block * per_block..sizes.keys.min((block + 1) * per_block);
+            let (batch, group) = (pair / sizes.groups, pair % sizes.groups);
+            dispatch(Finish { backward, sums: &parts, batch, group, keys });
+        });
+    }
+}
+
+/// The end of a range of keys of a key head: d_k and d_v from the sums of the chunks, in order.
+struct Finish<'a, F> {
+    backward: &'a Backward<'a, F>,
+    sums: &'a [&'a Sums<F>],
+    batch: usize,
+    group: usize,
+    keys: Range<usize>,
+}
+
+impl<F: Float + Element> Kernel for Finish<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let Finish { backward, sums, batch, group, keys } = self;
+        let width = backward.sizes.width;
+        let (mut d_k, mut d_v) = (vec![F::ZERO; width], vec![F::ZERO; width]);
+        for key in keys {
+            d_k.fill(F::ZERO);
+            d_v.fill(F::ZERO);
+            for part in sums {
+                let row = key * part.pitch..key * part.pitch + width;
+                // A chunk that does not see the key has no row for it.
+                let (Some(k), Some(v)) = (part.d_k.get(row.clone()), part.d_v.get(row)) else { continue };
+                d_k.iter_mut().zip(k).for_each(|(sum, x)| *sum += *x);
+                d_v.iter_mut().zip(v).for_each(|(sum, x)| *sum += *x);
+            }
+            // SAFETY: the keys of this head belong to this task.
+            unsafe {
+                backward.d_k.put([batch, key, group], &d_k, backward.scale);
+                backward.d_v.put([batch, key, group], &d_v, F::ONE);
+            }
+        }
+    }
+}
+
+/// A task: query blocks of the heads that share a key head.
+struct Chunk<'a, F> {
+    backward: &'a Backward<'a, F>,
+    batch: usize,
+    group: usize,
+    blocks: Range<usize>,
+}
+
+impl<F: Float + Element> Kernel for Chunk<'_, F> {
+    type Output = Sums<F>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Sums<F> {
+        match const { panel::<F, I>() } {
+            4 => self.sums::<I, 4>(isa),
+            8 => self.sums::<I, 8>(isa),
+            16 => self.sums::<I, 16>(isa),
+            _ => self.sums::<I, 32>(isa),
+        }
+    }
+}
+
+/// What a task holds of a block of queries.
+struct Queries<F> {
+    range: Range<usize>,
+    /// q times the scale and d_out, in transposed panels [D, N].
+    q_t: Aligned<F>,
+    d_out_t: Aligned<F>,
+    /// q and d_out, [QUERIES, pitch].
+    q: Aligned<F>,
+    d_out: Aligned<F>,
+    /// `-lse` and `-delta`, where the products of scores and of d_p start.
+    minus_lse: [F; QUERIES],
+    minus_delta: [F; QUERIES],
+    /// [QUERIES, pitch], before the scale.
+    d_q: Aligned<F>,
+}
+
+/// What a task holds of a block of keys, and p and ds, transposed, [KEYS, QUERIES].
+struct Keys<F> {
+    k: Aligned<F>,
+    v: Aligned<F>,
+    p: Aligned<F>,
+    ds: Aligned<F>,
+}
+
+impl<F: Float> Queries<F> {
+    fn new(width: usize, pitch: usize) -> Self {
+        let [q_t, d_out_t] = [0, 1].map(|_| Aligned::zeros(QUERIES * width));
+        let [q, d_out, d_q] = [0, 1, 2].map(|_| Aligned::zeros(QUERIES * pitch));
+        let none = [F::ZERO; QUERIES];
+        Queries { range: 0..0, q_t, d_out_t, q, d_out, minus_lse: none, minus_delta: none, d_q }
+    }
+}
+
+impl<F: Float + Element> Chunk<'_, F> {
+    #[inline(always)]
+    fn sums<I: Isa, const N: usize>(self, isa: I) -> Sums<F> {
+        let (sizes, group) = (&self.backward.sizes, self.group);
+        let (width, pitch) = (sizes.width, sizes.width.next_multiple_of(N));
+        let seen = if self.blocks.is_empty() {
+            0
+        } else {
+            sizes.visible(sizes.query_block(self.blocks.end - 1, QUERIES).end - 1)
+        };
+        let mut sums = Sums { pitch, d_k: Aligned::zeros(seen * pitch), d_v: Aligned::zeros(seen * pitch) };
+        let mut queries = Queries::new(width, pitch);
+        let [k, v] = [0, 1].map(|_| Aligned::zeros(KEYS * pitch));
+        let [p, ds] = [0, 1].map(|_| Aligned::zeros(KEYS * QUERIES));
+        let mut keys = Keys { k, v, p, ds };
         for head in group * sizes.per_group()..(group + 1) * sizes.per_group() {
-            for queries in (0..sizes.query_blocks()).map(|b| sizes.query_block(b)) {
-                if sizes.visible(queries.end - 1) > keys.start {
-                    inputs.tile(&mut tiles, batch, head, &queries, &keys);
-                    inputs.add_keys(&tiles, batch, head, &queries, &mut d_k, &mut d_v);
+            for block in self.blocks.clone() {
+                self.load::<I, N>(isa, head, sizes.query_block(block, QUERIES), pitch, &mut queries);
+                self.block::<I, N>(isa, pitch, &mut queries, &mut keys, &mut sums);
+                for (t, row) in queries.range.clone().zip(queries.d_q.chunks_exact(pitch.max(1))) {
+                    // SAFETY: these queries of this head belong to this task.
+                    unsafe { self.backward.d_q.put([self.batch, t, head], row, self.backward.scale) };
                 }
             }
         }
-        put_rows(&outputs.d_k, batch, group, keys.clone(), &d_k);
-        put_rows(&outputs.d_v, batch, group, keys, &d_v);
-    });
+        sums
+    }
+
+    /// Loads a block of queries.
+    #[inline(always)]
+    fn load<I: Isa, const N: usize>(
+        &self,
+        isa: I,
+        head: usize,
+        range: Range<usize>,
+        pitch: usize,
+        to: &mut Queries<F>,
+    ) {
+        let Backward { q, out, d_out, lse, scale, .. } = self.backward;
+        let [q, out, d_out] = [q, out, d_out].map(|view| Head::new(view, self.batch, head));
+        q.transpose::<N>(range.clone(), *scale, &mut to.q_t);
+        d_out.transpose::<N>(range.clone(), F::ONE, &mut to.d_out_t);
+        if range.len() < QUERIES {
+            to.q.fill(F::ZERO);
+            to.d_out.fill(F::ZERO);
+        }
+        q.copy_rows::<N>(range.clone(), &mut to.q, pitch);
+        d_out.copy_rows::<N>(range.clone(), &mut to.d_out, pitch);
+        // Queries that are not there have p = e^-inf = 0.
+        to.minus_lse.fill(F::NEG_INFINITY);
+        to.minus_delta.fill(F::ZERO);
+        for (i, t) in range.clone().enumerate() {
+            // SAFETY: an element of the view.
+            to.minus_lse[i] = -unsafe { *lse.at(lse_offset(lse.layout(), [self.batch, head, t])) };
+            to.minus_delta[i] = -dot(isa, d_out.row(t), out.row(t));
+        }
+        to.d_q.fill(F::ZERO);
+        to.range = range;
+    }
+
+    /// A block of queries against all keys it sees.
+    #[inline(always)]
+    fn block<I: Isa, const N: usize>(
+        &self,
+        isa: I,
+        pitch: usize,
+        queries: &mut Queries<F>,
+        keys: &mut Keys<F>,
+        sums: &mut Sums<F>,
+    ) {
+        let sizes = &self.backward.sizes;
+        let [k, v] = [&self.backward.k, &self.backward.v].map(|view| Head::new(view, self.batch, self.group));
+        let panels = queries.range.len().div_ceil(N);
+        let end = sizes.visible(queries.range.end - 1);
+        for first in (0..end).step_by(KEYS) {
+            let count = KEYS.min(end - first);
+            k.copy_rows::<N>(first..first + count, &mut keys.k, pitch);
+            v.copy_rows::<N>(first..first + count, &mut keys.v, pitch);
+            for panel in 0..panels {
+                let start = queries.range.start + panel * N;
+                let seen = sizes.seen(&(start..start + N), first).min(count);
+                scores::<F, I, N>(isa, sizes, [first, start, seen, count], pitch, panel, queries, keys);
+                let left = Left { values: &keys.ds[panel * N..], row: 1, step: QUERIES };
+                let d_q = &mut queries.d_q[panel * N * pitch..(panel + 1) * N * pitch];
+                add_product::<F, I, N>(isa, [N, seen, pitch], left, (&keys.k, pitch), (d_q, pitch));
+            }
+            // On the diagonal, later keys are seen by later panels only.
+            let diagonal = first + count > sizes.visible(queries.range.start);
+            let rows = if diagonal { 2 * ROWS } else { KEYS };
+            for row in (0..count).step_by(rows) {
+                let blind = (first + row + 1).saturating_sub(sizes.visible(queries.range.start)) / N * N;
+                let shape = [rows.min(count - row), panels * N - blind, pitch];
+                let at = row * QUERIES + blind;
+                let to = (first + row) * pitch;
+                let left = Left { values: &keys.p[at..], row: QUERIES, step: 1 };
+                let right = (&queries.d_out[blind * pitch..], pitch);
+                add_product::<F, I, N>(isa, shape, left, right, (&mut sums.d_v[to..], pitch));
+                let left = Left { values: &keys.ds[at..], row: QUERIES, step: 1 };
+                let right = (&queries.q[blind * pitch..], pitch);
+                add_product::<F, I, N>(isa, shape, left, right, (&mut sums.d_k[to..], pitch));
+            }
+        }
+    }
 }
 
-/// d_q, one task for each block of queries of a head.
-fn queries_by_blocks<F: Float + Element>(pool: &Pool, inputs: &Inputs<F>, outputs: &Outputs<F>) {
-    let sizes = inputs.sizes;
-    let blocks = sizes.query_blocks();
-    pool.run(blocks * sizes.batch * sizes.heads, |task| {
-        let (block, pair) = (blocks - 1 - task / (sizes.batch * sizes.heads), task % (sizes.batch * sizes.heads));
-        let (batch, head) = (pair / sizes.heads, pair % sizes.heads);
-        let queries = sizes.query_block(block);
-        let mut d_q = vec![F::ZERO; queries.len() * sizes.width];
-        let mut tiles = Tiles::new();
-        for keys in inputs.key_blocks(&queries) {
-            inputs.tile(&mut tiles, batch, head, &queries, &keys);
-            inputs.add_queries(&tiles, batch, head, &keys, &mut d_q);
+/// p and ds of a panel of queries for `count` keys from `first` on, of which the panel sees `seen`; zeros where it sees none.
+#[inline(always)]
+fn scores<F: Float, I: Isa, const N: usize>(
+    isa: I,
+    sizes: &Sizes,
+    [first, start, seen, count]: [usize; 4],
+    pitch: usize,
+    panel: usize,
+    queries: &Queries<F>,
+    keys: &mut Keys<F>,
+) {
+    let (width, columns) = (sizes.width, panel * N..(panel + 1) * N);
+    let (minus_lse, minus_delta) = (&queries.minus_lse[columns.clone()], &queries.minus_delta[columns.clone()]);
+    for j in 0..count {
+        let row = j * QUERIES + columns.start..j * QUERIES + columns.end;
+        let (p, ds) = (&mut keys.p[row.clone()], &mut keys.ds[row]);
+        if j < seen {
+            p.copy_from_slice(minus_lse);
+            ds.copy_from_slice(minus_delta);
+        } else {
+            p.fill(F::ZERO);
+            ds.fill(F::ZERO);
         }
-        put_rows(&outputs.d_q, batch, head, queries, &d_q);
-    });
+    }
+    let transposed = panel * N * width..(panel + 1) * N * width;
+    let left = Left { values: &keys.k, row: pitch, step: 1 };
+    let p = &mut keys.p[columns.start..];
+    add_product::<F, I, N>(isa, [seen, width, N], left, (&queries.q_t[transposed.clone()], N), (p, QUERIES));
+    mask::<F, N>((p, QUERIES), seen, sizes, first, start);
+    let left = Left { values: &keys.v, row: pitch, step: 1 };
+    let ds = &mut keys.ds[columns.start..];
+    add_product::<F, I, N>(isa, [seen, width, N], left, (&queries.d_out_t[transposed], N), (ds, QUERIES));
+    for (p, ds) in p.chunks_mut(QUERIES).zip(ds.chunks_mut(QUERIES)).take(seen) {
+        let (Some(p), Some(ds)) = (p.first_chunk_mut::<N>(), ds.first_chunk_mut::<N>()) else { continue };
+        for i in 0..N {
+            p[i] = p[i].exp(isa);
+            ds[i] = p[i] * ds[i];
+        }
+    }
 }

@@ -1,39 +1,20 @@
-//! The forward pass: one task for each block of queries of a head, with a running maximum and sum for each query.
+//! The forward pass: one task for each block of queries of a head, with a running maximum and sum for each query. For a block of
+//! keys and a panel of queries: scores `s^T = k q^T`, `p = e^(s - max)`, `out = out e^(max before - max) + p v`; at the end `out / sum` and
+//! `lse = max + ln sum`.
 
-use super::{KEYS, QUERIES, Sizes, matrix, output_row, tile};
-use crate::cpu::gemm::{MatRef, gemm_single};
-use crate::cpu::math::{Float, max, sum};
-use crate::cpu::memory::{Access, View};
+use std::ops::Range;
+
+use super::product::{Left, add_product};
+use super::{Aligned, Head, KEYS, Sizes, few_queries, lse_offset, mask, output_row, panel};
+use crate::cpu::isa::{Isa, Kernel, dispatch};
+use crate::cpu::math::Float;
+use crate::cpu::memory::{Access, View, ViewMut};
 use crate::cpu::parallel::Pool;
-use crate::cpu::vectorized::vectorized;
 use crate::cpu::with_float;
 use crate::{Element, Result, Tensor};
 
-vectorized! {
-    /// One row of scores becomes probabilities relative to the running maximum; gives the new maximum, the factor for what was
-    /// summed before, and the row's sum. Scores from `visible` on are masked.
-    fn online_row<'a, F>(isa: I, row: &'a mut [F], visible: usize, before: F) -> (F, F, F) {
-        let (seen, hidden) = row.split_at_mut(visible);
-        let greatest = F::max(before, max(isa, seen));
-        seen.iter_mut().for_each(|s| *s = (*s - greatest).exp(isa));
-        hidden.fill(F::ZERO);
-        (greatest, (before - greatest).exp(isa), sum(isa, seen))
-    }
-}
-
-vectorized! {
-    fn scale_row<'a, F>(isa: I, x: &'a mut [F], factor: F) -> () {
-        x.iter_mut().for_each(|x| *x *= factor)
-    }
-}
-
-/// What a task works with.
-struct Scratch<F> {
-    scores: Vec<F>,
-    out: Vec<F>,
-    maximum: Vec<F>,
-    sum: Vec<F>,
-}
+/// Queries of a block: a multiple of every panel, and enough that copies of keys and values do not count.
+const QUERIES: usize = 128;
 
 /// `out = softmax(scale * q k^T + mask) v` and the log-sum-exp of the scores.
 pub(in crate::cpu) fn causal_attention(
@@ -46,78 +27,183 @@ pub(in crate::cpu) fn causal_attention(
     scale: f64,
 ) -> Result<()> {
     let sizes = Sizes::of(q, k);
-    if out.is_empty() {
+    if lse.is_empty() {
         return Ok(());
     }
     with_float!("causal_attention", q.dtype(), F => {
         let access = Access::new("causal_attention", &[q, k, v], &[out, lse])?;
-        let (o, l) = (access.view_mut::<F>(out)?, access.view_mut::<F>(lse)?);
-        let inputs = [access.view::<F>(q)?, access.view::<F>(k)?, access.view::<F>(v)?];
-        let blocks = sizes.query_blocks();
-        pool.run(blocks * sizes.batch * sizes.heads, |task| {
+        let forward = Forward {
+            sizes,
+            q: access.view::<F>(q)?,
+            k: access.view::<F>(k)?,
+            v: access.view::<F>(v)?,
+            out: access.view_mut::<F>(out)?,
+            lse: access.view_mut::<F>(lse)?,
+            scale: F::from_f64(scale),
+        };
+        let heads = sizes.batch * sizes.heads;
+        let few = sizes.queries <= few_queries::MOST;
+        let blocks = if few { 1 } else { sizes.queries.div_ceil(QUERIES) };
+        let task = |task: usize| {
             // The last blocks of queries see the most keys and go first.
-            let (block, head) = (blocks - 1 - task / (sizes.batch * sizes.heads), task % (sizes.batch * sizes.heads));
+            let (queries, head) = (sizes.query_block(blocks - 1 - task / heads, QUERIES), task % heads);
             let (batch, head) = (head / sizes.heads, head % sizes.heads);
-            let range = sizes.query_block(block);
-            let scratch = attend(sizes, &inputs, batch, head, &range, F::from_f64(scale));
-            let start = (batch * sizes.heads + head) * sizes.queries;
-            // SAFETY: a task owns its queries of its head.
-            let lse = unsafe { l.slice(start + range.start..start + range.end) };
-            for (i, t) in range.enumerate() {
-                // SAFETY: as above.
-                let row = unsafe { output_row(&o, batch, t, head) };
-                row.copy_from_slice(&scratch.out[i * sizes.width..(i + 1) * sizes.width]);
-                scale_row(row, F::ONE / scratch.sum[i]);
-                lse[i] = scratch.maximum[i] + scratch.sum[i].ln();
+            match few {
+                true => dispatch(few_queries::Rows { forward: &forward, batch, head }),
+                false => dispatch(Block { forward: &forward, batch, head, queries }),
             }
-        });
+        };
+        match sizes.is_small() {
+            true => (0..blocks * heads).for_each(task),
+            false => pool.run(blocks * heads, task),
+        }
         Ok(())
     })
 }
 
-/// The unnormalised output of a block of queries, with maxima and sums.
-fn attend<F: Float + Element>(
-    sizes: Sizes,
-    [q, k, v]: &[View<F>; 3],
+/// What the tasks share.
+pub(super) struct Forward<'a, F> {
+    pub(super) sizes: Sizes,
+    pub(super) q: View<'a, F>,
+    pub(super) k: View<'a, F>,
+    pub(super) v: View<'a, F>,
+    pub(super) out: ViewMut<'a, F>,
+    pub(super) lse: ViewMut<'a, F>,
+    pub(super) scale: F,
+}
+
+impl<'a, F: Float + Element> Forward<'a, F> {
+    /// Queries, keys and values of a head.
+    pub(super) fn head(&self, batch: usize, head: usize) -> [Head<'a, F>; 3] {
+        let group = head / self.sizes.per_group();
+        [Head::new(&self.q, batch, head), Head::new(&self.k, batch, group), Head::new(&self.v, batch, group)]
+    }
+
+    /// Writes the log-sum-exp of (batch, head, position).
+    ///
+    /// # Safety
+    /// The query of that head belongs to the caller's task.
+    pub(super) unsafe fn set_lse(&self, at: [usize; 3], value: F) {
+        let offset = lse_offset(self.lse.layout(), at);
+        // SAFETY: an element of the view, exclusive by the caller's promise.
+        unsafe { *self.lse.at(offset) = value };
+    }
+}
+
+/// A task: a block of queries of a head.
+struct Block<'a, F> {
+    forward: &'a Forward<'a, F>,
     batch: usize,
     head: usize,
-    range: &std::ops::Range<usize>,
-    scale: F,
-) -> Scratch<F> {
-    let (rows, width) = (range.len(), sizes.width);
-    let mut scratch = Scratch {
-        scores: vec![F::ZERO; QUERIES.min(rows) * KEYS],
-        out: vec![F::ZERO; rows * width],
-        maximum: vec![F::NEG_INFINITY; rows],
-        sum: vec![F::ZERO; rows],
-    };
-    let queries = matrix(q, batch, head, range);
-    let group = head / sizes.per_group();
-    let end = sizes.visible(range.end - 1);
-    for first in (0..end).step_by(KEYS) {
-        let keys = first..(first + KEYS).min(end);
-        let cols = keys.len();
-        let scores = tile(&mut scratch.scores, rows, cols);
-        // SAFETY: the tile is this task's scratch, the factors lie inside their locked views.
-        unsafe { gemm_single(scores, queries, matrix(k, batch, group, &keys).t(), scale, false) };
-        for (i, t) in range.clone().enumerate() {
-            let visible = sizes.visible(t).saturating_sub(first).min(cols);
-            let row = &mut scratch.scores[i * cols..(i + 1) * cols];
-            if visible == 0 {
-                row.fill(F::ZERO);
-                continue;
-            }
-            let (maximum, factor, sum) = online_row(row, visible, scratch.maximum[i]);
-            if factor != F::ONE {
-                scale_row(&mut scratch.out[i * width..(i + 1) * width], factor);
-            }
-            scratch.sum[i] = scratch.sum[i] * factor + sum;
-            scratch.maximum[i] = maximum;
+    queries: Range<usize>,
+}
+
+impl<F: Float + Element> Kernel for Block<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        match const { panel::<F, I>() } {
+            4 => self.attend::<I, 4>(isa),
+            8 => self.attend::<I, 8>(isa),
+            16 => self.attend::<I, 16>(isa),
+            _ => self.attend::<I, 32>(isa),
         }
-        let p = MatRef::contiguous(scratch.scores.as_ptr(), rows, cols);
-        let out = tile(&mut scratch.out, rows, width);
-        // SAFETY: as above.
-        unsafe { gemm_single(out, p, matrix(v, batch, group, &keys), F::ONE, true) };
     }
-    scratch
+}
+
+/// Running statistics of a panel of queries.
+#[derive(Clone, Copy)]
+struct Statistics<F, const N: usize> {
+    maximum: [F; N],
+    sum: [F; N],
+}
+
+impl<F: Float + Element> Block<'_, F> {
+    #[inline(always)]
+    fn attend<I: Isa, const N: usize>(self, isa: I) {
+        let Block { forward, batch, head, queries } = self;
+        let sizes = &forward.sizes;
+        let [q, k, v] = forward.head(batch, head);
+        let (width, pitch) = (sizes.width, sizes.width.next_multiple_of(N));
+        let panels = queries.len().div_ceil(N);
+        let mut q_t = Aligned::<F>::zeros(panels * N * width);
+        q.transpose::<N>(queries.clone(), forward.scale, &mut q_t);
+        let (mut k_rows, mut v_rows) = (Aligned::zeros(KEYS * pitch), Aligned::zeros(KEYS * pitch));
+        let mut scores = Aligned::<F>::zeros(KEYS * N);
+        let mut out = Aligned::<F>::zeros(panels * N * pitch);
+        let mut statistics = [Statistics { maximum: [F::NEG_INFINITY; N], sum: [F::ZERO; N] }; QUERIES / 4];
+
+        let end = sizes.visible(queries.end - 1);
+        for first in (0..end).step_by(KEYS) {
+            let keys = first..(first + KEYS).min(end);
+            k.copy_rows::<N>(keys.clone(), &mut k_rows, pitch);
+            v.copy_rows::<N>(keys, &mut v_rows, pitch);
+            for panel in 0..panels {
+                let start = queries.start + panel * N;
+                let seen = sizes.seen(&(start..start + N), first);
+                if seen == 0 {
+                    continue;
+                }
+                let scores = &mut scores[..seen * N];
+                scores.fill(F::ZERO);
+                let left = Left { values: &k_rows, row: pitch, step: 1 };
+                let q_t = &q_t[panel * N * width..(panel + 1) * N * width];
+                add_product::<F, I, N>(isa, [seen, width, N], left, (q_t, N), (scores, N));
+                mask::<F, N>((scores, N), seen, sizes, first, start);
+                let factor = online(isa, scores.as_chunks_mut::<N>().0, &mut statistics[panel]);
+                let out = &mut out[panel * N * pitch..(panel + 1) * N * pitch];
+                for (row, factor) in out.chunks_exact_mut(pitch.max(1)).zip(factor) {
+                    row.iter_mut().for_each(|x| *x *= factor);
+                }
+                let left = Left { values: scores, row: 1, step: N };
+                add_product::<F, I, N>(isa, [N, seen, pitch], left, (&v_rows, pitch), (out, pitch));
+            }
+        }
+        for (i, t) in queries.enumerate() {
+            let (maximum, sum) = (statistics[i / N].maximum[i % N], statistics[i / N].sum[i % N]);
+            let share = F::ONE / sum;
+            // SAFETY: the block's queries of this head belong to this task.
+            unsafe {
+                let row = output_row(&forward.out, [batch, t, head]);
+                row.iter_mut().zip(&out[i * pitch..]).for_each(|(to, x)| *to = *x * share);
+                forward.set_lse([batch, head, t], maximum + sum.ln());
+            }
+        }
+    }
+}
+
+/// Scores become e^(score - maximum), statistics are brought up to date; gives the factors for what was summed before.
+#[inline(always)]
+fn online<F: Float, I: Isa, const N: usize>(
+    isa: I,
+    scores: &mut [[F; N]],
+    statistics: &mut Statistics<F, N>,
+) -> [F; N] {
+    let mut maximum = statistics.maximum;
+    for row in scores.iter() {
+        for i in 0..N {
+            // A NaN is passed over here and met in the sum.
+            maximum[i] = if row[i] > maximum[i] { row[i] } else { maximum[i] };
+        }
+    }
+    let mut factor = [F::ONE; N];
+    let mut pivot = [F::ZERO; N];
+    for i in 0..N {
+        // Scores of minus infinity alone leave no maximum to subtract: their exponentials are 0 as they are.
+        pivot[i] = if maximum[i] == F::NEG_INFINITY { F::ZERO } else { maximum[i] };
+        factor[i] = (statistics.maximum[i] - pivot[i]).exp(isa);
+    }
+    let mut sum = [F::ZERO; N];
+    for row in scores {
+        for i in 0..N {
+            row[i] = (row[i] - pivot[i]).exp(isa);
+            sum[i] += row[i];
+        }
+    }
+    for i in 0..N {
+        statistics.sum[i] = F::fma(isa, statistics.sum[i], factor[i], sum[i]);
+    }
+    statistics.maximum = maximum;
+    factor
 }

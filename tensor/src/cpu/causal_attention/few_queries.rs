@@ -1,0 +1,102 @@
+//! The forward pass for a few queries against many keys, as when a text is continued token by token: each key and value is read once,
+//! row by row, without blocks or transposes. Bound by memory: 2 D elements for 4 D FLOPs a score.
+
+use super::forward::Forward;
+use super::{Head, output_row};
+use crate::Element;
+use crate::cpu::isa::{Isa, Kernel};
+use crate::cpu::math::{self, Float};
+
+/// From more queries on, blocks are faster.
+pub(super) const MOST: usize = 4;
+/// Keys whose scores are held together.
+const KEYS: usize = 256;
+/// Keys that are read side by side.
+const TOGETHER: usize = 4;
+/// Partial sums of a score.
+const LANES: usize = 8;
+
+/// A task: all queries of a head.
+pub(super) struct Rows<'a, F> {
+    pub(super) forward: &'a Forward<'a, F>,
+    pub(super) batch: usize,
+    pub(super) head: usize,
+}
+
+impl<F: Float + Element> Kernel for Rows<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Rows { forward, batch, head } = self;
+        let [q, k, v] = forward.head(batch, head);
+        for t in 0..forward.sizes.queries {
+            let scaled: Vec<F> = q.row(t).iter().map(|x| *x * forward.scale).collect();
+            // SAFETY: the head's queries belong to this task.
+            let out = unsafe { output_row(&forward.out, [batch, t, head]) };
+            let lse = attend(isa, &scaled, &k, &v, forward.sizes.visible(t), out);
+            // SAFETY: as above.
+            unsafe { forward.set_lse([batch, head, t], lse) };
+        }
+    }
+}
+
+/// `out = softmax(q k^T) v` over the first `visible` keys; gives the log-sum-exp.
+#[inline(always)]
+fn attend<F: Float + Element, I: Isa>(isa: I, q: &[F], k: &Head<F>, v: &Head<F>, visible: usize, out: &mut [F]) -> F {
+    let mut scores = [F::ZERO; KEYS];
+    let (mut maximum, mut sum) = (F::NEG_INFINITY, F::ZERO);
+    out.fill(F::ZERO);
+    for first in (0..visible).step_by(KEYS) {
+        let scores = &mut scores[..KEYS.min(visible - first)];
+        for (j, scores) in scores.chunks_mut(TOGETHER).enumerate() {
+            // The last key stands in for those that are not there.
+            let last = first + j * TOGETHER + scores.len() - 1;
+            let rows = std::array::from_fn(|i| k.row((first + j * TOGETHER + i).min(last)));
+            scores.copy_from_slice(&dots(isa, q, rows)[..scores.len()]);
+        }
+        let raised = maximum.max(math::max(isa, scores));
+        let pivot = if raised == F::NEG_INFINITY { F::ZERO } else { raised };
+        let factor = (maximum - pivot).exp(isa);
+        scores.iter_mut().for_each(|score| *score = (*score - pivot).exp(isa));
+        out.iter_mut().for_each(|x| *x *= factor);
+        let (fours, rest) = scores.as_chunks::<TOGETHER>();
+        for (j, p) in fours.iter().enumerate() {
+            let [a, b, c, d] = std::array::from_fn(|i| &v.row(first + j * TOGETHER + i)[..out.len()]);
+            for (i, x) in out.iter_mut().enumerate() {
+                let pair = F::fma(isa, p[1], b[i], F::fma(isa, p[0], a[i], *x));
+                *x = F::fma(isa, p[3], d[i], F::fma(isa, p[2], c[i], pair));
+            }
+        }
+        for (j, p) in rest.iter().enumerate() {
+            let row = v.row(first + fours.len() * TOGETHER + j);
+            out.iter_mut().zip(row).for_each(|(x, v)| *x = F::fma(isa, *p, *v, *x));
+        }
+        sum = F::fma(isa, sum, factor, math::sum(isa, scores));
+        maximum = raised;
+    }
+    let share = F::ONE / sum;
+    out.iter_mut().for_each(|x| *x *= share);
+    maximum + sum.ln()
+}
+
+/// The products of a query with four keys, each in [`LANES`] partial sums.
+#[inline(always)]
+fn dots<F: Float, I: Isa>(isa: I, q: &[F], rows: [&[F]; TOGETHER]) -> [F; TOGETHER] {
+    let mut partial = [[F::ZERO; LANES]; TOGETHER];
+    let (q_chunks, q_rest) = q.as_chunks::<LANES>();
+    for (chunk, q) in q_chunks.iter().enumerate() {
+        for (partial, row) in partial.iter_mut().zip(rows) {
+            let k = &row[chunk * LANES..][..LANES];
+            for i in 0..LANES {
+                partial[i] = F::fma(isa, q[i], k[i], partial[i]);
+            }
+        }
+    }
+    for (partial, row) in partial.iter_mut().zip(rows) {
+        for ((sum, q), k) in partial.iter_mut().zip(q_rest).zip(&row[q_chunks.len() * LANES..]) {
+            *sum = F::fma(isa, *q, *k, *sum);
+        }
+    }
+    partial.map(|p| ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7])))
+}

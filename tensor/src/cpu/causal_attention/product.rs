@@ -1,0 +1,85 @@
+//! Products of small matrices in a task's scratch: `c += a b`, a [m, k] read value by value, b [k, n] and c [m, n] vector by
+//! vector. [`ROWS`] x N sums, N columns being two vectors, stay in registers over all of k. 2 m k n FLOPs.
+
+use crate::cpu::isa::Isa;
+use crate::cpu::math::Float;
+
+/// Rows of c in registers: twelve sums of two vectors a row hide the latency of two FMAs a cycle.
+pub(super) const ROWS: usize = 6;
+
+/// The factor that is read value by value: (i, k) stands at `i * row + k * step`.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a, F> {
+    pub(super) values: &'a [F],
+    pub(super) row: usize,
+    pub(super) step: usize,
+}
+
+/// `c += a b`; rows of b and c start `b_row` and `c_row` values apart; n is a multiple of N.
+#[inline(always)]
+pub(super) fn add_product<F: Float, I: Isa, const N: usize>(
+    isa: I,
+    [m, k, n]: [usize; 3],
+    a: Left<F>,
+    (b, b_row): (&[F], usize),
+    (c, c_row): (&mut [F], usize),
+) {
+    if m == 0 || k == 0 || n == 0 {
+        return;
+    }
+    assert!(n.is_multiple_of(N));
+    assert!((m - 1) * a.row + (k - 1) * a.step < a.values.len(), "a [{m}, {k}] is inside its slice");
+    assert!((k - 1) * b_row + n <= b.len(), "b [{k}, {n}] is inside its slice");
+    assert!((m - 1) * c_row + n <= c.len(), "c [{m}, {n}] is inside its slice");
+    for column in (0..n).step_by(N) {
+        let mut row = 0;
+        while row < m {
+            let a = Left { values: &a.values[row * a.row..], ..a };
+            let (b, c) = ((&b[column..], b_row), (&mut c[row * c_row + column..], c_row));
+            // SAFETY: the assertions above, for a tile of the product of no more rows than are left.
+            row += unsafe {
+                match m - row {
+                    1 => tile::<F, I, 1, N>(isa, k, a, b, c),
+                    2 | 3 => tile::<F, I, 2, N>(isa, k, a, b, c),
+                    4 | 5 => tile::<F, I, 4, N>(isa, k, a, b, c),
+                    _ => tile::<F, I, ROWS, N>(isa, k, a, b, c),
+                }
+            };
+        }
+    }
+}
+
+/// M rows and N columns of the product; gives M.
+///
+/// # Safety
+/// a [M, k], b [k, N] and c [M, N] lie inside their slices.
+#[inline(always)]
+unsafe fn tile<F: Float, I: Isa, const M: usize, const N: usize>(
+    isa: I,
+    depth: usize,
+    a: Left<F>,
+    (b, b_row): (&[F], usize),
+    (c, c_row): (&mut [F], usize),
+) -> usize {
+    let mut sums = [[F::ZERO; N]; M];
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: row i of c, by the caller's promise.
+        *sums = unsafe { *c.as_ptr().add(i * c_row).cast::<[F; N]>() };
+    }
+    for k in 0..depth {
+        // SAFETY: row k of b, by the caller's promise.
+        let b = unsafe { &*b.as_ptr().add(k * b_row).cast::<[F; N]>() };
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: (i, k) of a, by the caller's promise.
+            let a = unsafe { *a.values.get_unchecked(i * a.row + k * a.step) };
+            for j in 0..N {
+                sums[j] = F::fma(isa, a, b[j], sums[j]);
+            }
+        }
+    }
+    for (i, sums) in sums.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { *c.as_mut_ptr().add(i * c_row).cast::<[F; N]>() = *sums };
+    }
+    M
+}
