@@ -52,16 +52,9 @@ impl Error {
     /// let error = std::fs::read(path).map_err(Error::io("read", path)).unwrap_err();
     /// assert!(error.to_string().starts_with("cannot read `no/such/file`"));
     /// ```
-    pub fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
 
     /// True when the request itself is wrong (bad flags, unknown keys or presets, contradictory settings) and would

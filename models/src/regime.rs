@@ -153,11 +153,7 @@ impl Regime {
 /// The multiples of `k` around `value`, as words: "248 or 252".
 fn neighbours(value: usize, k: usize) -> String {
     let below = value / k * k;
-    if below == 0 {
-        format!("{k}")
-    } else {
-        format!("{below} or {}", below + k)
-    }
+    if below == 0 { format!("{k}") } else { format!("{below} or {}", below + k) }
 }
 
 #[cfg(test)]
@@ -168,63 +164,20 @@ mod tests {
     fn windows_of_the_four_regimes() {
         let seq_len = 8;
         let token = Regime::token();
-        assert_eq!(
-            (
-                token.positions(seq_len),
-                token.advance(seq_len),
-                token.window_tokens(seq_len)
-            ),
-            (8, 8, 9)
-        );
+        assert_eq!((token.positions(seq_len), token.advance(seq_len), token.window_tokens(seq_len)), (8, 8, 9));
         let patch = Regime::patch(4);
-        assert_eq!(
-            (
-                patch.positions(seq_len),
-                patch.advance(seq_len),
-                patch.window_tokens(seq_len)
-            ),
-            (8, 32, 36)
-        );
-        let input_only = Regime {
-            target_patch: 1,
-            ..patch
-        };
-        assert_eq!(
-            (
-                input_only.advance(seq_len),
-                input_only.window_tokens(seq_len)
-            ),
-            (32, 33)
-        );
-        let output_only = Regime {
-            input_patch: 1,
-            ..patch
-        };
-        assert_eq!(
-            (
-                output_only.advance(seq_len),
-                output_only.window_tokens(seq_len)
-            ),
-            (8, 12)
-        );
+        assert_eq!((patch.positions(seq_len), patch.advance(seq_len), patch.window_tokens(seq_len)), (8, 32, 36));
+        let input_only = Regime { target_patch: 1, ..patch };
+        assert_eq!((input_only.advance(seq_len), input_only.window_tokens(seq_len)), (32, 33));
+        let output_only = Regime { input_patch: 1, ..patch };
+        assert_eq!((output_only.advance(seq_len), output_only.window_tokens(seq_len)), (8, 12));
         assert!(token.is_token_level() && !patch.is_token_level() && !output_only.is_token_level());
     }
 
     #[test]
     fn context_and_batch_counted_in_tokens() {
-        let regime = Regime {
-            context: PatchContext::Tokens,
-            batch: PatchBatch::Tokens,
-            ..Regime::patch(4)
-        };
-        assert_eq!(
-            (
-                regime.positions(8),
-                regime.advance(8),
-                regime.window_tokens(8)
-            ),
-            (2, 8, 12)
-        );
+        let regime = Regime { context: PatchContext::Tokens, batch: PatchBatch::Tokens, ..Regime::patch(4) };
+        assert_eq!((regime.positions(8), regime.advance(8), regime.window_tokens(8)), (2, 8, 12));
         assert_eq!(regime.sequences(16), 4);
         assert_eq!(Regime::patch(4).sequences(16), 16);
     }
@@ -232,10 +185,7 @@ mod tests {
     #[test]
     fn weights_are_not_normalised() {
         assert_eq!(Regime::patch(3).weights(), [1.0, 1.0, 1.0]);
-        let reciprocal = Regime {
-            target_weights: TargetWeights::Reciprocal,
-            ..Regime::patch(4)
-        };
+        let reciprocal = Regime { target_weights: TargetWeights::Reciprocal, ..Regime::patch(4) };
         assert_eq!(reciprocal.weights(), [1.0, 0.5, 1.0 / 3.0, 0.25]);
     }
 
@@ -243,51 +193,24 @@ mod tests {
     fn mistakes_name_the_values_and_the_remedy() {
         let zero = Regime::patch(0).validate(8, 2).unwrap_err();
         assert!(zero.to_string().contains("patch size is 0") && zero.exit_code() == 2);
-        assert!(
-            Regime::patch(4).validate(250, 3).is_ok(),
-            "K must divide T and B only where they count tokens"
-        );
+        assert!(Regime::patch(4).validate(250, 3).is_ok(), "K must divide T and B only where they count tokens");
 
-        let context = Regime {
-            context: PatchContext::Tokens,
-            ..Regime::patch(4)
-        };
+        let context = Regime { context: PatchContext::Tokens, ..Regime::patch(4) };
         let message = context.validate(250, 3).unwrap_err().to_string();
-        assert!(
-            message.contains("250") && message.contains("248 or 252"),
-            "{message}"
-        );
+        assert!(message.contains("250") && message.contains("248 or 252"), "{message}");
         assert!(context.validate(252, 3).is_ok());
-        assert!(
-            context
-                .validate(0, 3)
-                .unwrap_err()
-                .to_string()
-                .contains("at least 1")
-        );
+        assert!(context.validate(0, 3).unwrap_err().to_string().contains("at least 1"));
 
-        let batch = Regime {
-            batch: PatchBatch::Tokens,
-            ..Regime::patch(4)
-        };
+        let batch = Regime { batch: PatchBatch::Tokens, ..Regime::patch(4) };
         let message = batch.validate(250, 3).unwrap_err().to_string();
-        assert!(
-            message.contains("batch of 3") && message.contains("use 4,"),
-            "{message}"
-        );
+        assert!(message.contains("batch of 3") && message.contains("use 4,"), "{message}");
         assert!(batch.validate(250, 8).is_ok());
     }
 
     #[test]
     fn names_in_files() {
-        assert_eq!(
-            "1/k".parse::<TargetWeights>().unwrap(),
-            TargetWeights::Reciprocal
-        );
+        assert_eq!("1/k".parse::<TargetWeights>().unwrap(), TargetWeights::Reciprocal);
         let message = "bytes".parse::<PatchContext>().unwrap_err().to_string();
-        assert!(
-            message.contains("`bytes`") && message.contains("positions, tokens"),
-            "{message}"
-        );
+        assert!(message.contains("`bytes`") && message.contains("positions, tokens"), "{message}");
     }
 }

@@ -265,6 +265,7 @@ pub trait Backend: Any + Send + Sync {
 
     /// Rows: `rstd = 1 / sqrt(var(x) + eps)` (biased variance, two passes over the row), `out = (x - mean) * rstd * weight + bias`; x and out [N, C], weight and bias [C], mean
     /// and rstd [N]. Source: Ba et al., arXiv 1607.06450.
+    #[allow(clippy::too_many_arguments)]
     fn layer_norm(
         &self,
         out: &Tensor,

@@ -106,7 +106,8 @@ pub enum Placement {
 
 impl Placement {
     /// Every placement.
-    pub const ALL: [Placement; 4] = [Placement::Contiguous, Placement::Transposed, Placement::Sliced, Placement::Repeated];
+    pub const ALL: [Placement; 4] =
+        [Placement::Contiguous, Placement::Transposed, Placement::Sliced, Placement::Repeated];
 
     /// The values that a tensor so placed holds: those of `array`, or of its first entry repeated.
     pub fn values(self, array: &Array) -> Array {
@@ -136,7 +137,9 @@ impl Placement {
                 window.copy_(&dense(array)?)?;
                 Ok(window)
             }
-            Placement::Repeated if rank >= 2 && array.shape[0] > 0 => dense(array)?.narrow(0, 0, 1)?.broadcast_to(&array.shape),
+            Placement::Repeated if rank >= 2 && array.shape[0] > 0 => {
+                dense(array)?.narrow(0, 0, 1)?.broadcast_to(&array.shape)
+            }
             _ => dense(array),
         }
     }

@@ -11,18 +11,19 @@ use crate::array::Array;
 /// Roundings outside the longest sum, exponentials of 2 ulp among them.
 const ROUNDINGS: f64 = 16.0;
 
-/// The largest admissible difference, relative to the largest magnitude of the reference (at least 1e-3), for results that contain sums of
+/// The largest admissible difference, relative to the largest magnitude of the reference, for results that contain sums of
 /// `reduction` terms.
 pub fn relative(dtype: DType, reduction: usize) -> f64 {
     dtype.epsilon() * (ROUNDINGS + 4.0 * (reduction as f64).sqrt())
 }
 
-/// Says where `got` differs from `expected` by more than the tolerance; `None` if nowhere. NaN and infinity must stand where the reference has them.
-pub fn mismatch(got: &Array, expected: &Array, relative: f64) -> Option<String> {
+/// Says where `got` differs from `expected` by more than `relative` times the largest magnitude of the reference (at least `floor`: the size
+/// of the terms that may cancel); `None` if nowhere. NaN and infinity must stand where the reference has them.
+pub fn mismatch_above(got: &Array, expected: &Array, relative: f64, floor: f64) -> Option<String> {
     if got.shape != expected.shape {
         return Some(format!("shape {:?} instead of {:?}", got.shape, expected.shape));
     }
-    let scale = expected.data.iter().filter(|x| x.is_finite()).fold(1e-3, |m: f64, x| m.max(x.abs()));
+    let scale = expected.data.iter().filter(|x| x.is_finite()).fold(floor, |m: f64, x| m.max(x.abs()));
     let off = |(&g, &e): (&f64, &f64)| match e.is_finite() {
         true => g.is_nan() || (g - e).abs() > relative * scale,
         false => !(g == e || (g.is_nan() && e.is_nan())),
@@ -40,6 +41,11 @@ pub fn mismatch(got: &Array, expected: &Array, relative: f64) -> Option<String> 
         expected.data[worst],
         relative * scale
     ))
+}
+
+/// [`mismatch_above`] where nothing of size cancels.
+pub fn mismatch(got: &Array, expected: &Array, relative: f64) -> Option<String> {
+    mismatch_above(got, expected, relative, 1e-3)
 }
 
 #[cfg(test)]

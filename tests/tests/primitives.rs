@@ -84,13 +84,24 @@ fn random_numbers_depend_on_seed_and_place_only() -> Outcome {
 #[test]
 fn adamw_follows_its_reference() -> Outcome {
     let device = cpu();
-    for (dtype, n, decay_len) in [(DType::F64, 1000, 300), (DType::F32, 100_003, 64), (DType::F64, 1, 0), (DType::F32, 17, 17)] {
+    for (dtype, n, decay_len) in
+        [(DType::F64, 1000, 300), (DType::F32, 100_003, 64), (DType::F64, 1, 0), (DType::F32, 17, 17)]
+    {
         let mut state = [1, 2, 3, 4].map(|seed| Array::random(&[n], 1.0, seed).rounded(dtype));
         state[3].data.iter_mut().for_each(|v| *v = v.abs());
         let tensors: Vec<Tensor> =
             state.iter().map(|a| Placement::Contiguous.place(a, dtype, &device)).collect::<Result<_, _>>()?;
         for step in [1, 2, 10] {
-            let s = Settings { learning_rate: 0.01, clip: 0.5, step, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decay_len };
+            let s = Settings {
+                learning_rate: 0.01,
+                clip: 0.5,
+                step,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                decay_len,
+            };
             let scalar = |x: f64| Tensor::scalar(x, dtype, &device);
             AdamW {
                 parameters: &tensors[0],
@@ -120,7 +131,9 @@ fn adamw_follows_its_reference() -> Outcome {
 
 #[test]
 fn the_global_norm_and_its_clip_factor() -> Outcome {
-    for (dtype, n, max) in [(DType::F64, 1001, 1.0), (DType::F32, 300_000, 1.0), (DType::F32, 1, 1e9), (DType::F64, 0, 1.0)] {
+    for (dtype, n, max) in
+        [(DType::F64, 1001, 1.0), (DType::F32, 300_000, 1.0), (DType::F32, 1, 1e9), (DType::F64, 0, 1.0)]
+    {
         let x = Array::random(&[n], 3.0, n as u64).rounded(dtype);
         let (got, clip) = Placement::Contiguous.place(&x, dtype, &cpu())?.global_norm(max)?;
         let expected = norm(&x.data);

@@ -15,169 +15,71 @@ pub struct Key {
 }
 
 const fn key(name: &'static str, about: &'static str) -> Key {
-    Key {
-        name,
-        about,
-        text: false,
-        free_on_resume: false,
-    }
+    Key { name, about, text: false, free_on_resume: false }
 }
 
 const fn text(name: &'static str, about: &'static str) -> Key {
-    Key {
-        text: true,
-        ..key(name, about)
-    }
+    Key { text: true, ..key(name, about) }
 }
 
 const fn free(name: &'static str, about: &'static str) -> Key {
-    Key {
-        free_on_resume: true,
-        ..key(name, about)
-    }
+    Key { free_on_resume: true, ..key(name, about) }
 }
 
 /// Every key, in the order of the file.
 pub const KEYS: &[Key] = &[
-    text(
-        "model.preset",
-        "the preset that the values below started from",
-    ),
+    text("model.preset", "the preset that the values below started from"),
     text("model.dialect", "llama or gpt2"),
     key("model.layers", "transformer blocks"),
     key("model.hidden", "width of the model"),
     key("model.ffn", "width of the feed-forward layer"),
     key("model.heads", "attention heads"),
-    key(
-        "model.kv_heads",
-        "heads of keys and values; fewer than heads is grouped-query attention",
-    ),
-    key(
-        "model.vocab_size",
-        "size of the vocabulary; from the tokenizer unless given",
-    ),
+    key("model.kv_heads", "heads of keys and values; fewer than heads is grouped-query attention"),
+    key("model.vocab_size", "size of the vocabulary; from the tokenizer unless given"),
     key("model.max_positions", "longest sequence, in positions"),
     key("model.rope_theta", "base of the RoPE frequencies"),
     key("model.norm_eps", "epsilon of the norms"),
-    key(
-        "model.tied_head",
-        "whether the head shares the input embedding",
-    ),
-    key(
-        "model.init_std",
-        "standard deviation of the initial weights",
-    ),
-    text(
-        "data.path",
-        "a text file or a folder of them; absent: the plays that ship with the program",
-    ),
-    text(
-        "data.tokenizer",
-        "bytes, bpe:N, or the path of a tokenizer.json",
-    ),
-    key(
-        "data.validation_fraction",
-        "share of the text, at its end, that is never trained on",
-    ),
-    text(
-        "data.documents",
-        "cross or respect: whether a window runs over the end of a document",
-    ),
-    key(
-        "train.seq_len",
-        "positions per sequence (T), in both stages",
-    ),
+    key("model.tied_head", "whether the head shares the input embedding"),
+    key("model.init_std", "standard deviation of the initial weights"),
+    text("data.path", "a text file or a folder of them; absent: the plays that ship with the program"),
+    text("data.tokenizer", "bytes, bpe:N, or the path of a tokenizer.json"),
+    key("data.validation_fraction", "share of the text, at its end, that is never trained on"),
+    text("data.documents", "cross or respect: whether a window runs over the end of a document"),
+    key("train.seq_len", "positions per sequence (T), in both stages"),
     key("train.batch_size", "sequences per step (B)"),
-    key(
-        "train.micro_batch",
-        "sequences per forward and backward pass; absent: the whole batch",
-    ),
+    key("train.micro_batch", "sequences per forward and backward pass; absent: the whole batch"),
     key("train.steps", "budget: steps of both stages together"),
     key("train.tokens", "budget: tokens read"),
     key("train.flops", "budget: model FLOPs"),
-    key(
-        "train.patch_fraction",
-        "lambda: share of the training tokens read in patches",
-    ),
-    key(
-        "train.step_fraction",
-        "r: share of the steps made in patches, instead of lambda",
-    ),
+    key("train.patch_fraction", "lambda: share of the training tokens read in patches"),
+    key("train.step_fraction", "r: share of the steps made in patches, instead of lambda"),
     key("train.patch_size", "tokens per patch (K)"),
-    key(
-        "train.patch_sizes",
-        "K of several patch stages in order, such as [16, 8, 4, 2], instead of patch_size",
-    ),
-    key(
-        "train.patch_shares",
-        "how the patch share is divided among patch_sizes; absent: equally",
-    ),
-    text(
-        "train.bag",
-        "both, input or target: which side of the model sees patches",
-    ),
-    text(
-        "train.target_weights",
-        "uniform or 1/k: weight of the k-th token of a target patch",
-    ),
-    text(
-        "train.patch_context",
-        "positions (a patch sequence has T positions) or tokens (T tokens)",
-    ),
-    text(
-        "train.patch_batch",
-        "positions (a patch step has B sequences) or tokens (B/K)",
-    ),
-    text(
-        "train.optimizer_at_switch",
-        "reset or carry: the optimizer's state at the switch",
-    ),
-    text(
-        "train.schedule",
-        "rewarm, continuous or wsd: the learning rate across the switch",
-    ),
+    key("train.patch_sizes", "K of several patch stages in order, such as [16, 8, 4, 2], instead of patch_size"),
+    key("train.patch_shares", "how the patch share is divided among patch_sizes; absent: equally"),
+    text("train.bag", "both, input or target: which side of the model sees patches"),
+    text("train.target_weights", "uniform or 1/k: weight of the k-th token of a target patch"),
+    text("train.patch_context", "positions (a patch sequence has T positions) or tokens (T tokens)"),
+    text("train.patch_batch", "positions (a patch step has B sequences) or tokens (B/K)"),
+    text("train.optimizer_at_switch", "reset or carry: the optimizer's state at the switch"),
+    text("train.schedule", "rewarm, continuous or wsd: the learning rate across the switch"),
     key("train.lr", "peak learning rate"),
     key("train.min_lr", "learning rate at the end of the decay"),
-    key(
-        "train.warmup",
-        "warm-up: a whole number of steps, or a decimal fraction of the steps",
-    ),
-    key(
-        "train.decay_fraction",
-        "share of all steps that the decay of wsd takes",
-    ),
+    key("train.warmup", "warm-up: a whole number of steps, or a decimal fraction of the steps"),
+    key("train.decay_fraction", "share of all steps that the decay of wsd takes"),
     key("train.beta1", "AdamW: decay of the first moment"),
     key("train.beta2", "AdamW: decay of the second moment"),
     key("train.eps", "AdamW: epsilon"),
-    key(
-        "train.weight_decay",
-        "AdamW: weight decay of matrices and embeddings",
-    ),
-    key(
-        "train.clip",
-        "largest global norm of the gradient; 0: no clipping",
-    ),
-    key(
-        "train.recompute",
-        "recompute activations in the backward pass: less memory, more time",
-    ),
+    key("train.weight_decay", "AdamW: weight decay of matrices and embeddings"),
+    key("train.clip", "largest global norm of the gradient; 0: no clipping"),
+    key("train.recompute", "recompute activations in the backward pass: less memory, more time"),
     key("train.seed", "seed of weights, data order and sample"),
     key("train.evaluate_every", "steps between evaluations"),
-    key(
-        "train.evaluation_windows",
-        "windows of validation text per evaluation, always the same",
-    ),
+    key("train.evaluation_windows", "windows of validation text per evaluation, always the same"),
     free("train.checkpoint_every", "steps between checkpoints"),
-    text(
-        "train.init",
-        "a Hugging Face folder or a run to start the weights from",
-    ),
+    text("train.init", "a Hugging Face folder or a run to start the weights from"),
     text("device.device", "cpu"),
     text("device.dtype", "f32 or f64"),
-    free(
-        "device.threads",
-        "threads; absent: one per core. Results do not depend on it",
-    ),
+    free("device.threads", "threads; absent: one per core. Results do not depend on it"),
 ];
 
 /// Keys of which a configuration has at most one; a later layer that sets one takes the place of the others.
@@ -194,17 +96,9 @@ pub(super) fn find(name: &str) -> Option<&'static Key> {
 }
 
 /// The candidate most like `word`, if any is like it at all.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
-        .map(|candidate| {
-            (
-                strsim::normalized_damerau_levenshtein(word, candidate),
-                candidate,
-            )
-        })
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(word, candidate), candidate))
         .filter(|(similarity, _)| *similarity > 0.5)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)

@@ -48,8 +48,7 @@ impl Layers {
     /// # Errors
     /// A file that cannot be read or is not TOML, or an unknown section or key.
     pub fn file(self, path: &Path) -> Result<Self> {
-        let text =
-            std::fs::read_to_string(path).map_err(Error::io("read the configuration", path))?;
+        let text = std::fs::read_to_string(path).map_err(Error::io("read the configuration", path))?;
         self.text(&format!("the file `{}`", path.display()), &text)
     }
 
@@ -58,9 +57,8 @@ impl Layers {
     /// # Errors
     /// As [`Layers::file`].
     pub fn text(mut self, source: &str, text: &str) -> Result<Self> {
-        let table: Table = text.parse().map_err(|error| {
-            Error::Config(format!("{source} is not a TOML configuration: {error}"))
-        })?;
+        let table: Table =
+            text.parse().map_err(|error| Error::Config(format!("{source} is not a TOML configuration: {error}")))?;
         for (section, entries) in table {
             let Value::Table(entries) = entries else {
                 return Err(Error::Config(keys::unknown(source, &section)));
@@ -94,12 +92,7 @@ impl Layers {
     /// # Errors
     /// An unknown key.
     pub fn flag(mut self, flag: &str, name: &str, value: &str) -> Result<Self> {
-        self.push(
-            Rank::Flag,
-            &format!("{flag} {value}"),
-            name,
-            parse_value(name, value),
-        )?;
+        self.push(Rank::Flag, &format!("{flag} {value}"), name, parse_value(name, value))?;
         Ok(self)
     }
 
@@ -109,8 +102,7 @@ impl Layers {
     /// # Errors
     /// A value that TOML cannot hold.
     pub fn model(mut self, source: &str, model: &ModelConfig) -> Result<Self> {
-        let table =
-            Table::try_from(model).map_err(|error| Error::Config(format!("{source}: {error}")))?;
+        let table = Table::try_from(model).map_err(|error| Error::Config(format!("{source}: {error}")))?;
         for (name, value) in table {
             if name != "preset" {
                 self.push(Rank::Init, source, &format!("model.{name}"), value)?;
@@ -128,19 +120,11 @@ impl Layers {
 
     fn push(&mut self, rank: Rank, source: &str, name: &str, value: Value) -> Result<()> {
         let key = keys::find(name).ok_or_else(|| Error::Config(keys::unknown(source, name)))?;
-        self.settings.push(Setting {
-            rank,
-            source: source.into(),
-            key: key.name,
-            value,
-        });
+        self.settings.push(Setting { rank, source: source.into(), key: key.name, value });
         Ok(())
     }
 
-    pub(super) fn resolve(
-        mut self,
-        vocabulary: impl FnOnce(&Path) -> Result<usize>,
-    ) -> Result<Config> {
+    pub(super) fn resolve(mut self, vocabulary: impl FnOnce(&Path) -> Result<usize>) -> Result<Config> {
         self.settings.sort_by_key(|setting| setting.rank);
         let preset = self.preset()?;
         self.check_exclusive()?;
@@ -151,14 +135,9 @@ impl Layers {
             overlay(&mut table, setting)?;
             ranks.insert(setting.key, setting.rank);
         }
-        let mut config: Config = table.try_into().map_err(|error| {
-            Error::Config(format!("the configuration is not complete: {error}"))
-        })?;
-        derive(
-            &mut config,
-            |key| ranks.get(key).copied().unwrap_or(Rank::Preset),
-            vocabulary,
-        )?;
+        let mut config: Config =
+            table.try_into().map_err(|error| Error::Config(format!("the configuration is not complete: {error}")))?;
+        derive(&mut config, |key| ranks.get(key).copied().unwrap_or(Rank::Preset), vocabulary)?;
         config.validate()?;
         Ok(config)
     }
@@ -166,10 +145,7 @@ impl Layers {
     /// The preset that everything is laid over. A file and a flag that name different ones contradict each other: the
     /// file's other values belong to its own preset.
     fn preset(&self) -> Result<&'static Preset> {
-        let mut named = self
-            .settings
-            .iter()
-            .filter(|setting| setting.key == "model.preset");
+        let mut named = self.settings.iter().filter(|setting| setting.key == "model.preset");
         let Some(first) = named.next() else {
             return Preset::find(DEFAULT_PRESET);
         };
@@ -183,10 +159,9 @@ impl Layers {
         }
         match &first.value {
             Value::String(name) => Preset::find(name),
-            other => Err(Error::Config(format!(
-                "{}: model.preset = {other} is not the name of a preset",
-                first.source
-            ))),
+            other => {
+                Err(Error::Config(format!("{}: model.preset = {other} is not the name of a preset", first.source)))
+            }
         }
     }
 
@@ -195,10 +170,9 @@ impl Layers {
         for group in EXCLUSIVE {
             let command_line = |setting: &&Setting| setting.rank >= Rank::Set;
             let file = |setting: &&Setting| setting.rank == Rank::File;
-            for layer in [
-                self.settings.iter().filter(file).collect(),
-                self.settings.iter().filter(command_line).collect(),
-            ] {
+            for layer in
+                [self.settings.iter().filter(file).collect(), self.settings.iter().filter(command_line).collect()]
+            {
                 let layer: Vec<&Setting> = layer;
                 let mut given = layer.iter().filter(|setting| group.contains(&setting.key));
                 let Some(first) = given.next() else { continue };
@@ -217,10 +191,7 @@ impl Layers {
 /// A value as it stands behind a flag: text for keys that take text, else TOML; what is neither stays text, and is
 /// refused by type later.
 fn parse_value(name: &str, value: &str) -> Value {
-    let parsed = format!("value = {value}")
-        .parse::<Table>()
-        .ok()
-        .filter(|table| table.len() == 1);
+    let parsed = format!("value = {value}").parse::<Table>().ok().filter(|table| table.len() == 1);
     let parsed = parsed.and_then(|mut table| table.remove("value"));
     match parsed {
         Some(Value::String(text)) => Value::String(text),
@@ -231,10 +202,7 @@ fn parse_value(name: &str, value: &str) -> Value {
 
 /// Puts one value over the table, removes what it excludes, and checks that its type is right.
 fn overlay(table: &mut Table, setting: &Setting) -> Result<()> {
-    for group in EXCLUSIVE
-        .iter()
-        .filter(|group| group.contains(&setting.key))
-    {
+    for group in EXCLUSIVE.iter().filter(|group| group.contains(&setting.key)) {
         for key in group.iter().filter(|key| **key != setting.key) {
             if let Some((entries, name)) = entry(table, key) {
                 entries.remove(name);
@@ -248,16 +216,8 @@ fn overlay(table: &mut Table, setting: &Setting) -> Result<()> {
         Ok(_) => Ok(()),
         Err(error) => {
             // The message's first line says what is wrong; the place is known better here.
-            let message = error
-                .message()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .to_string();
-            Err(Error::Config(format!(
-                "{}: {} = {}: {message}",
-                setting.source, setting.key, setting.value
-            )))
+            let message = error.message().lines().next().unwrap_or_default().to_string();
+            Err(Error::Config(format!("{}: {} = {}: {message}", setting.source, setting.key, setting.value)))
         }
     }
 }
@@ -276,12 +236,9 @@ fn derive(
     rank: impl Fn(&str) -> Rank,
     vocabulary: impl FnOnce(&Path) -> Result<usize>,
 ) -> Result<()> {
-    let Config {
-        model, data, train, ..
-    } = config;
+    let Config { model, data, train, .. } = config;
     // What comes with weights stays as they are.
-    let follows =
-        |value: &str, origin: &str| rank(value) != Rank::Init && rank(value) < rank(origin);
+    let follows = |value: &str, origin: &str| rank(value) != Rank::Init && rank(value) < rank(origin);
     if follows("model.kv_heads", "model.heads") {
         model.kv_heads = model.heads;
     }

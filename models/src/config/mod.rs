@@ -22,8 +22,7 @@ pub use layers::Layers;
 pub use model::{Dialect, ModelConfig};
 pub use presets::{DEFAULT_PRESET, PRESETS, Preset};
 pub use sections::{
-    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, TokenizerChoice,
-    TrainConfig,
+    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, TokenizerChoice, TrainConfig,
 };
 
 use crate::{Error, Result};
@@ -67,10 +66,7 @@ impl Config {
     ///
     /// # Errors
     /// Any key, value or combination that cannot be meant, with its source, the value and the remedy.
-    pub fn resolve(
-        layers: Layers,
-        vocabulary: impl FnOnce(&Path) -> Result<usize>,
-    ) -> Result<Config> {
+    pub fn resolve(layers: Layers, vocabulary: impl FnOnce(&Path) -> Result<usize>) -> Result<Config> {
         layers.resolve(vocabulary)
     }
 
@@ -94,9 +90,8 @@ impl Config {
     /// A value that TOML cannot hold: a seed above 2^63 - 1, a path that is not UTF-8.
     pub fn to_toml(&self) -> Result<String> {
         let table = self.to_table()?;
-        let mut text = String::from(
-            "# Everything that decided this run; `patchgpt train --config` on it repeats it.\n",
-        );
+        let mut text =
+            String::from("# Everything that decided this run; `patchgpt train --config` on it repeats it.\n");
         let mut section = "";
         for key in KEYS {
             let (group, name) = key.name.split_once('.').unwrap_or(("", key.name));
@@ -125,11 +120,7 @@ impl Config {
         Ok(KEYS
             .iter()
             .filter(|key| !key.free_on_resume)
-            .map(|key| Difference {
-                key: key.name,
-                ours: value(&ours, key),
-                theirs: value(&theirs, key),
-            })
+            .map(|key| Difference { key: key.name, ours: value(&ours, key), theirs: value(&theirs, key) })
             .filter(|difference| difference.ours != difference.theirs)
             .collect())
     }
@@ -146,14 +137,7 @@ impl Config {
         let word = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".into());
         let list: Vec<String> = differences
             .iter()
-            .map(|d| {
-                format!(
-                    "{} is {} here and {} there",
-                    d.key,
-                    word(&d.ours),
-                    word(&d.theirs)
-                )
-            })
+            .map(|d| format!("{} is {} here and {} there", d.key, word(&d.ours), word(&d.theirs)))
             .collect();
         Err(Error::Config(format!(
             "these settings contradict {place}, so the run cannot be continued with them: {}. Leave the settings out, or \

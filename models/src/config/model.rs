@@ -59,8 +59,7 @@ impl ModelConfig {
     /// Weights of one block that are multiplied with activations: no biases, no norms.
     fn block_matrices(&self) -> usize {
         let (c, f) = (self.hidden, self.ffn);
-        let attention =
-            2 * c * self.heads * self.head_dim() + 2 * c * self.kv_heads * self.head_dim();
+        let attention = 2 * c * self.heads * self.head_dim() + 2 * c * self.kv_heads * self.head_dim();
         match self.dialect {
             Dialect::Llama => attention + 3 * c * f,
             Dialect::Gpt2 => attention + 2 * c * f,
@@ -107,10 +106,7 @@ impl ModelConfig {
             }
         }
         // In f64, since the exact count of an absurd shape would overflow.
-        let widest = sizes[1..]
-            .iter()
-            .map(|(_, size)| *size as f64)
-            .fold(0.0, f64::max);
+        let widest = sizes[1..].iter().map(|(_, size)| *size as f64).fold(0.0, f64::max);
         let too_many_ids = i32::try_from(self.vocab_size).is_err();
         if self.layers as f64 * widest * self.hidden as f64 > 1e15 || too_many_ids {
             return fail(format!(
@@ -188,16 +184,9 @@ mod tests {
     #[test]
     fn tying_removes_one_table_of_the_vocabulary() {
         let untied = Config::preset("tiny").unwrap().model;
-        let tied = crate::config::ModelConfig {
-            tied_head: true,
-            ..untied.clone()
-        };
+        let tied = crate::config::ModelConfig { tied_head: true, ..untied.clone() };
         assert_eq!(untied.parameters() - tied.parameters(), 256 * 128);
-        assert_eq!(
-            untied.matrix_parameters(),
-            tied.matrix_parameters(),
-            "a tied head multiplies all the same"
-        );
+        assert_eq!(untied.matrix_parameters(), tied.matrix_parameters(), "a tied head multiplies all the same");
     }
 
     #[test]
@@ -205,71 +194,18 @@ mod tests {
         let llama = Config::preset("tiny").unwrap().model;
         let gpt2 = Config::preset("gpt2").unwrap().model;
         let cases: [(crate::config::ModelConfig, &[&str]); 7] = [
-            (
-                crate::config::ModelConfig {
-                    layers: 0,
-                    ..llama.clone()
-                },
-                &["model.layers is 0"],
-            ),
-            (
-                crate::config::ModelConfig {
-                    heads: 3,
-                    kv_heads: 3,
-                    ..llama.clone()
-                },
-                &["128", "heads = 3"],
-            ),
-            (
-                crate::config::ModelConfig {
-                    heads: 4,
-                    kv_heads: 3,
-                    ..llama.clone()
-                },
-                &["heads = 4", "kv_heads = 3"],
-            ),
-            (
-                crate::config::ModelConfig {
-                    hidden: 6,
-                    ..llama.clone()
-                },
-                &["odd size 3", "RoPE"],
-            ),
-            (
-                crate::config::ModelConfig {
-                    kv_heads: 4,
-                    ..gpt2.clone()
-                },
-                &["kv_heads = 4", "dialect"],
-            ),
-            (
-                crate::config::ModelConfig {
-                    norm_eps: 0.0,
-                    ..llama.clone()
-                },
-                &["norm_eps = 0"],
-            ),
-            (
-                crate::config::ModelConfig {
-                    rope_theta: f64::NAN,
-                    ..llama.clone()
-                },
-                &["rope_theta = NaN"],
-            ),
+            (crate::config::ModelConfig { layers: 0, ..llama.clone() }, &["model.layers is 0"]),
+            (crate::config::ModelConfig { heads: 3, kv_heads: 3, ..llama.clone() }, &["128", "heads = 3"]),
+            (crate::config::ModelConfig { heads: 4, kv_heads: 3, ..llama.clone() }, &["heads = 4", "kv_heads = 3"]),
+            (crate::config::ModelConfig { hidden: 6, ..llama.clone() }, &["odd size 3", "RoPE"]),
+            (crate::config::ModelConfig { kv_heads: 4, ..gpt2.clone() }, &["kv_heads = 4", "dialect"]),
+            (crate::config::ModelConfig { norm_eps: 0.0, ..llama.clone() }, &["norm_eps = 0"]),
+            (crate::config::ModelConfig { rope_theta: f64::NAN, ..llama.clone() }, &["rope_theta = NaN"]),
         ];
         for (model, words) in cases {
             let message = model.validate().unwrap_err().to_string();
             assert!(words.iter().all(|word| message.contains(word)), "{message}");
         }
-        assert!(
-            crate::config::ModelConfig {
-                hidden: 36,
-                heads: 12,
-                kv_heads: 12,
-                ..gpt2
-            }
-            .validate()
-            .is_ok()
-        );
+        assert!(crate::config::ModelConfig { hidden: 36, heads: 12, kv_heads: 12, ..gpt2 }.validate().is_ok());
     }
 }

@@ -5,8 +5,7 @@
 
 use super::model::{Dialect, ModelConfig};
 use super::sections::{
-    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, TokenizerChoice,
-    TrainConfig,
+    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, TokenizerChoice, TrainConfig,
 };
 use super::{Config, nearest};
 use crate::regime::{PatchBatch, PatchContext, TargetWeights};
@@ -151,31 +150,11 @@ pub const PRESETS: &[Preset] = &[
         context: 1024,
         tied_head: true,
         // 320 tokens per parameter, about where the paper finds both regimes level on equal data.
-        recipe: Recipe {
-            batch_size: 512,
-            budget: Budget::Tokens(40_000_000_000),
-            ..PAPER
-        },
+        recipe: Recipe { batch_size: 512, budget: Budget::Tokens(40_000_000_000), ..PAPER },
     },
-    Preset {
-        name: "370m",
-        about: "369M, the paper's smallest",
-        ..LLAMA
-    },
-    Preset {
-        name: "780m",
-        about: "781M",
-        hidden: 1536,
-        ffn: 4128,
-        ..LLAMA
-    },
-    Preset {
-        name: "1.3b",
-        about: "1.345B",
-        hidden: 2048,
-        ffn: 5504,
-        ..LLAMA
-    },
+    Preset { name: "370m", about: "369M, the paper's smallest", ..LLAMA },
+    Preset { name: "780m", about: "781M", hidden: 1536, ffn: 4128, ..LLAMA },
+    Preset { name: "1.3b", about: "1.345B", hidden: 2048, ffn: 5504, ..LLAMA },
     Preset {
         name: "2.7b",
         about: "2.694B, the paper's largest",
@@ -206,10 +185,7 @@ pub const PRESETS: &[Preset] = &[
         ffn: 2048,
         heads: 12,
         context: 512,
-        recipe: Recipe {
-            batch_size: 2,
-            ..BENCH
-        },
+        recipe: Recipe { batch_size: 2, ..BENCH },
         ..LLAMA
     },
 ];
@@ -220,28 +196,17 @@ impl Preset {
     /// # Errors
     /// An unknown name; the error lists the known ones and points at the nearest.
     pub fn find(name: &str) -> Result<&'static Preset> {
-        PRESETS
-            .iter()
-            .find(|preset| preset.name == name)
-            .ok_or_else(|| {
-                let names: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
-                let hint = nearest(name, names.iter().copied())
-                    .map_or(String::new(), |near| format!(" (did you mean `{near}`?)"));
-                Error::Config(format!(
-                    "there is no preset `{name}`{hint}; available: {}",
-                    names.join(", ")
-                ))
-            })
+        PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
+            let names: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
+            let hint =
+                nearest(name, names.iter().copied()).map_or(String::new(), |near| format!(" (did you mean `{near}`?)"));
+            Error::Config(format!("there is no preset `{name}`{hint}; available: {}", names.join(", ")))
+        })
     }
 
     /// The whole configuration of the preset, every value given.
     pub fn config(&self) -> Config {
-        Config {
-            model: self.model(),
-            data: self.data(),
-            train: self.train(),
-            device: default_device(),
-        }
+        Config { model: self.model(), data: self.data(), train: self.train(), device: default_device() }
     }
 
     fn model(&self) -> ModelConfig {
@@ -324,9 +289,5 @@ impl Preset {
 }
 
 fn default_device() -> DeviceConfig {
-    DeviceConfig {
-        device: Device::Cpu,
-        dtype: Dtype::F32,
-        threads: None,
-    }
+    DeviceConfig { device: Device::Cpu, dtype: Dtype::F32, threads: None }
 }

@@ -116,9 +116,7 @@ impl Serialize for TokenizerChoice {
 
 impl<'de> Deserialize<'de> for TokenizerChoice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -269,13 +267,11 @@ fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64
     match Number::deserialize(deserializer)? {
         Number::Whole(count) => Ok(Some(count)),
         // Every whole number up to 2^53 is exact in f64.
-        Number::Decimal(count)
-            if count >= 0.0 && count.fract() == 0.0 && count <= 2f64.powi(53) =>
-        {
+        Number::Decimal(count) if count >= 0.0 && count.fract() == 0.0 && count <= 2f64.powi(53) => {
             Ok(Some(count as u64))
         }
-        Number::Decimal(other) => Err(serde::de::Error::custom(format!(
-            "expected a whole number such as 30000000 or 3e7, not {other}"
-        ))),
+        Number::Decimal(other) => {
+            Err(serde::de::Error::custom(format!("expected a whole number such as 30000000 or 3e7, not {other}")))
+        }
     }
 }

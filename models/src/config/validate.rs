@@ -18,9 +18,7 @@ impl Config {
         check_patches(&self.train)?;
         check_optimizer(&self.train)?;
         if self.device.threads == Some(0) {
-            return fail(
-                "device.threads is 0: give at least 1, or leave it out for one per core".into(),
-            );
+            return fail("device.threads is 0: give at least 1, or leave it out for one per core".into());
         }
         check_step_size(&self.train)?;
         self.check_vocabulary()?;
@@ -98,37 +96,27 @@ fn check_step_size(train: &TrainConfig) -> Result<()> {
 }
 
 fn check_budget(train: &TrainConfig) -> Result<()> {
-    let TrainConfig {
-        steps,
-        tokens,
-        flops,
-        ..
-    } = train;
+    let TrainConfig { steps, tokens, flops, .. } = train;
     match (steps, tokens, flops) {
         (Some(0), None, None) | (None, Some(0), None) => {
             fail("the budget is 0: give at least one step or the tokens of one".into())
         }
-        (None, None, Some(flops)) if !(flops.is_finite() && *flops > 0.0) => fail(format!(
-            "train.flops = {flops} must be a positive number, for instance 2e13"
-        )),
+        (None, None, Some(flops)) if !(flops.is_finite() && *flops > 0.0) => {
+            fail(format!("train.flops = {flops} must be a positive number, for instance 2e13"))
+        }
         (Some(_), None, None) | (None, Some(_), None) | (None, None, Some(_)) => Ok(()),
         _ => fail(format!(
             "exactly one of train.steps, train.tokens and train.flops must be given, not {}",
-            [steps.is_some(), tokens.is_some(), flops.is_some()]
-                .iter()
-                .filter(|given| **given)
-                .count()
+            [steps.is_some(), tokens.is_some(), flops.is_some()].iter().filter(|given| **given).count()
         )),
     }
 }
 
 fn check_patches(train: &TrainConfig) -> Result<()> {
     let (name, flag, share) = match (train.patch_fraction, train.step_fraction) {
-        (Some(lambda), None) => (
-            "patch_fraction",
-            "--patch-fraction, the share of training tokens read in patches",
-            lambda,
-        ),
+        (Some(lambda), None) => {
+            ("patch_fraction", "--patch-fraction, the share of training tokens read in patches", lambda)
+        }
         (None, Some(r)) => ("step_fraction", "the share of steps made in patches", r),
         (Some(lambda), Some(r)) => {
             return fail(format!(
@@ -136,9 +124,7 @@ fn check_patches(train: &TrainConfig) -> Result<()> {
             ));
         }
         (None, None) => {
-            return fail(
-                "one of train.patch_fraction and train.step_fraction must be given".into(),
-            );
+            return fail("one of train.patch_fraction and train.step_fraction must be given".into());
         }
     };
     if !(0.0..=1.0).contains(&share) {
@@ -150,11 +136,7 @@ fn check_patches(train: &TrainConfig) -> Result<()> {
     check_stage_list(train)?;
     for k in train.stage_patch_sizes() {
         // With a share of 0 no patch is ever cut, so that only a size of 0 remains a mistake.
-        let (seq_len, batch_size) = if share > 0.0 {
-            (train.seq_len, train.batch_size)
-        } else {
-            (k, k)
-        };
+        let (seq_len, batch_size) = if share > 0.0 { (train.seq_len, train.batch_size) } else { (k, k) };
         train.patch_regime(k).validate(seq_len, batch_size)?;
     }
     Ok(())
@@ -162,20 +144,14 @@ fn check_patches(train: &TrainConfig) -> Result<()> {
 
 fn check_stage_list(train: &TrainConfig) -> Result<()> {
     if train.patch_shares.is_some() && train.patch_sizes.is_none() {
-        return fail(
-            "train.patch_shares divides the patch stages of train.patch_sizes: give that list too"
-                .into(),
-        );
+        return fail("train.patch_shares divides the patch stages of train.patch_sizes: give that list too".into());
     }
     if train.patch_size.is_some() == train.patch_sizes.is_some() {
         return fail("exactly one of train.patch_size and train.patch_sizes must be given".into());
     }
     if let Some(sizes) = &train.patch_sizes {
         if sizes.is_empty() {
-            return fail(
-                "train.patch_sizes is empty: list the patch sizes in order, such as [16, 8, 4, 2]"
-                    .into(),
-            );
+            return fail("train.patch_sizes is empty: list the patch sizes in order, such as [16, 8, 4, 2]".into());
         }
         if sizes.len() > 1 && sizes.contains(&1) {
             return fail(format!(
@@ -193,13 +169,8 @@ fn check_stage_list(train: &TrainConfig) -> Result<()> {
                 shares.len()
             ));
         }
-        if let Some(share) = shares
-            .iter()
-            .find(|share| !(share.is_finite() && **share > 0.0))
-        {
-            return fail(format!(
-                "train.patch_shares contains {share}: every share must be a positive number"
-            ));
+        if let Some(share) = shares.iter().find(|share| !(share.is_finite() && **share > 0.0)) {
+            return fail(format!("train.patch_shares contains {share}: every share must be a positive number"));
         }
     }
     Ok(())
@@ -207,24 +178,12 @@ fn check_stage_list(train: &TrainConfig) -> Result<()> {
 
 fn check_optimizer(train: &TrainConfig) -> Result<()> {
     let positive = [("lr", train.lr), ("eps", train.eps)];
-    if let Some((name, value)) = positive
-        .iter()
-        .find(|(_, value)| !(value.is_finite() && *value > 0.0))
-    {
+    if let Some((name, value)) = positive.iter().find(|(_, value)| !(value.is_finite() && *value > 0.0)) {
         return fail(format!("train.{name} = {value} must be a positive number"));
     }
-    let not_negative = [
-        ("min_lr", train.min_lr),
-        ("weight_decay", train.weight_decay),
-        ("clip", train.clip),
-    ];
-    if let Some((name, value)) = not_negative
-        .iter()
-        .find(|(_, value)| !(value.is_finite() && *value >= 0.0))
-    {
-        return fail(format!(
-            "train.{name} = {value} must be 0 or a positive number"
-        ));
+    let not_negative = [("min_lr", train.min_lr), ("weight_decay", train.weight_decay), ("clip", train.clip)];
+    if let Some((name, value)) = not_negative.iter().find(|(_, value)| !(value.is_finite() && *value >= 0.0)) {
+        return fail(format!("train.{name} = {value} must be 0 or a positive number"));
     }
     if train.min_lr > train.lr {
         return fail(format!(
@@ -234,9 +193,7 @@ fn check_optimizer(train: &TrainConfig) -> Result<()> {
     }
     let betas = [("beta1", train.beta1), ("beta2", train.beta2)];
     if let Some((name, value)) = betas.iter().find(|(_, value)| !(0.0..1.0).contains(value)) {
-        return fail(format!(
-            "train.{name} = {value} must be at least 0 and below 1"
-        ));
+        return fail(format!("train.{name} = {value} must be at least 0 and below 1"));
     }
     if !(0.0..=1.0).contains(&train.decay_fraction) {
         return fail(format!(

@@ -78,8 +78,7 @@ impl Stage {
             positions,
             tokens_per_step: (sequences * regime.advance(train.seq_len)) as u64,
             positions_per_step,
-            model_flops_per_step: positions_per_step as f64
-                * flops::training_per_position(&config.model, positions),
+            model_flops_per_step: positions_per_step as f64 * flops::training_per_position(&config.model, positions),
         }
     }
 }
@@ -132,11 +131,7 @@ impl Plan {
         stages.retain(|stage| stage.steps > 0);
         let lengths: Vec<u64> = stages.iter().map(|stage| stage.steps).collect();
         let schedule = Schedule::new(config.train.rates(), &lengths)?;
-        Ok(Plan {
-            stages,
-            schedule,
-            model_parameters: config.model.parameters(),
-        })
+        Ok(Plan { stages, schedule, model_parameters: config.model.parameters() })
     }
 
     /// Steps of all stages.
@@ -178,10 +173,7 @@ impl Plan {
 
     /// lambda as it came out: share of the tokens that is read in patches.
     pub fn patch_fraction(&self) -> f64 {
-        let patches = self
-            .stages
-            .iter()
-            .filter(|stage| stage.name == StageName::Patch);
+        let patches = self.stages.iter().filter(|stage| stage.name == StageName::Patch);
         patches.map(Stage::tokens).sum::<u64>() as f64 / self.tokens() as f64
     }
 
@@ -189,21 +181,14 @@ impl Plan {
     /// lambda/K + 1 - lambda. K is that of the input: what a step costs is the number of positions.
     pub fn cost_by_formula(&self) -> f64 {
         let total = self.tokens() as f64;
-        self.stages
-            .iter()
-            .map(|stage| stage.tokens() as f64 / total / stage.regime.input_patch as f64)
-            .sum()
+        self.stages.iter().map(|stage| stage.tokens() as f64 / total / stage.regime.input_patch as f64).sum()
     }
 
     /// The resolved numbers as a few lines for a terminal.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for (index, stage) in self.stages.iter().enumerate() {
-            let Regime {
-                input_patch,
-                target_patch,
-                ..
-            } = stage.regime;
+            let Regime { input_patch, target_patch, .. } = stage.regime;
             let patch = match (input_patch, target_patch) {
                 (1, 1) => "tokens".to_string(),
                 (k, 1) => format!("input patches of {k}, token targets"),
@@ -211,15 +196,9 @@ impl Plan {
                 (k, _) => format!("patches of {k}"),
             };
             let passes = stage.sequences.div_ceil(stage.micro_batch);
-            let passes = if passes > 1 {
-                format!(" in {passes} passes")
-            } else {
-                String::new()
-            };
+            let passes = if passes > 1 { format!(" in {passes} passes") } else { String::new() };
             let warmup = self.schedule.warmup_from(stage.first_step);
-            let warmup = warmup.map_or(String::new(), |steps| {
-                format!("; warm-up over {steps} steps")
-            });
+            let warmup = warmup.map_or(String::new(), |steps| format!("; warm-up over {steps} steps"));
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
@@ -235,12 +214,8 @@ impl Plan {
             );
         }
         let steps = self.steps();
-        let patch_steps: u64 = self
-            .stages
-            .iter()
-            .filter(|stage| stage.name == StageName::Patch)
-            .map(|stage| stage.steps)
-            .sum();
+        let patch_steps: u64 =
+            self.stages.iter().filter(|stage| stage.name == StageName::Patch).map(|stage| stage.steps).sum();
         let _ = writeln!(
             text,
             "in all: {steps} steps, {} tokens ({:.1} per parameter), {:.3e} model FLOPs; in patches lambda = {:.4} of the \
@@ -278,14 +253,9 @@ impl Config {
 
 /// The stages that could occur, patch stages first, the token stage last, with no steps yet.
 fn candidates(config: &Config) -> Vec<Stage> {
-    let sizes = config
-        .train
-        .stage_patch_sizes()
-        .into_iter()
-        .filter(|&k| k > 1);
-    let mut stages: Vec<Stage> = sizes
-        .map(|k| Stage::new(config, StageName::Patch, config.train.patch_regime(k)))
-        .collect();
+    let sizes = config.train.stage_patch_sizes().into_iter().filter(|&k| k > 1);
+    let mut stages: Vec<Stage> =
+        sizes.map(|k| Stage::new(config, StageName::Patch, config.train.patch_regime(k))).collect();
     stages.push(Stage::new(config, StageName::Token, Regime::token()));
     stages
 }
@@ -298,44 +268,27 @@ struct Shares {
 
 fn shares(train: &TrainConfig, stages: &[Stage]) -> Shares {
     let patch_stages = stages.len() - 1;
-    let weights = train
-        .patch_shares
-        .clone()
-        .unwrap_or_else(|| vec![1.0; patch_stages]);
+    let weights = train.patch_shares.clone().unwrap_or_else(|| vec![1.0; patch_stages]);
     let whole: f64 = weights.iter().sum();
     let divide = |patches: f64| -> Vec<f64> {
         if patch_stages == 0 {
             return vec![1.0];
         }
-        weights
-            .iter()
-            .map(|weight| patches * weight / whole)
-            .chain([1.0 - patches])
-            .collect()
+        weights.iter().map(|weight| patches * weight / whole).chain([1.0 - patches]).collect()
     };
     let convert = |given: &[f64], factor: &dyn Fn(&Stage) -> f64| -> Vec<f64> {
-        let scaled: Vec<f64> = given
-            .iter()
-            .zip(stages)
-            .map(|(share, stage)| share * factor(stage))
-            .collect();
+        let scaled: Vec<f64> = given.iter().zip(stages).map(|(share, stage)| share * factor(stage)).collect();
         let sum: f64 = scaled.iter().sum();
         scaled.into_iter().map(|share| share / sum).collect()
     };
     match train.step_fraction {
         Some(r) => {
             let steps = divide(r);
-            Shares {
-                tokens: convert(&steps, &|stage| stage.tokens_per_step as f64),
-                steps,
-            }
+            Shares { tokens: convert(&steps, &|stage| stage.tokens_per_step as f64), steps }
         }
         None => {
             let tokens = divide(train.patch_fraction.unwrap_or(0.0));
-            Shares {
-                steps: convert(&tokens, &|stage| 1.0 / stage.tokens_per_step as f64),
-                tokens,
-            }
+            Shares { steps: convert(&tokens, &|stage| 1.0 / stage.tokens_per_step as f64), tokens }
         }
     }
 }
@@ -353,20 +306,11 @@ fn stage_steps(train: &TrainConfig, stages: &[Stage], shares: &Shares) -> Result
         return Ok(steps);
     }
     // The first stage with a share is the one that the budget would have begun with.
-    let first = stages
-        .iter()
-        .zip(&shares.steps)
-        .find(|(_, share)| **share > 0.0)
-        .map_or(&stages[0], |(stage, _)| stage);
+    let first =
+        stages.iter().zip(&shares.steps).find(|(_, share)| **share > 0.0).map_or(&stages[0], |(stage, _)| stage);
     let (budget, need) = match (train.tokens, train.flops) {
-        (Some(tokens), _) => (
-            format!("{tokens} tokens"),
-            format!("{} tokens", first.tokens_per_step),
-        ),
-        (_, Some(flops)) => (
-            format!("{flops:e} model FLOPs"),
-            format!("{:.3e}", first.model_flops_per_step),
-        ),
+        (Some(tokens), _) => (format!("{tokens} tokens"), format!("{} tokens", first.tokens_per_step)),
+        (_, Some(flops)) => (format!("{flops:e} model FLOPs"), format!("{:.3e}", first.model_flops_per_step)),
         _ => ("0 steps".into(), "1".into()),
     };
     Err(Error::Config(format!(
@@ -377,11 +321,7 @@ fn stage_steps(train: &TrainConfig, stages: &[Stage], shares: &Shares) -> Result
 
 /// Refuses runs whose totals would not fit their counters.
 fn check_total(stages: &[Stage], steps: &[u64]) -> Result<()> {
-    let tokens: f64 = stages
-        .iter()
-        .zip(steps)
-        .map(|(stage, &steps)| steps as f64 * stage.tokens_per_step as f64)
-        .sum();
+    let tokens: f64 = stages.iter().zip(steps).map(|(stage, &steps)| steps as f64 * stage.tokens_per_step as f64).sum();
     if tokens > 1e18 {
         return Err(Error::Config(format!(
             "the budget comes to {tokens:.1e} tokens, beyond the 1e18 that a run can count: give a smaller one"
@@ -399,11 +339,7 @@ fn divide_steps(steps: u64, shares: &[f64]) -> Vec<u64> {
         so_far += share;
         let last = shares[index + 1..].iter().all(|&rest| rest <= 0.0);
         // Sums of shares are rounded; the end of the last stage is the end of the run all the same.
-        let end = if last {
-            steps
-        } else {
-            ((so_far * steps as f64).round() as u64).clamp(before, steps)
-        };
+        let end = if last { steps } else { ((so_far * steps as f64).round() as u64).clamp(before, steps) };
         parts.push(end - before);
         before = end;
     }
@@ -416,11 +352,7 @@ fn steps_for_tokens(tokens: u64, stages: &[Stage], shares: &[f64]) -> Vec<u64> {
     let mut left = tokens as f64;
     let mut parts = Vec::with_capacity(shares.len());
     for (index, (stage, share)) in stages.iter().zip(shares).enumerate() {
-        let asked = if index == last {
-            left
-        } else {
-            share * tokens as f64
-        };
+        let asked = if index == last { left } else { share * tokens as f64 };
         let steps = (asked / stage.tokens_per_step as f64).round().max(0.0);
         left -= steps * stage.tokens_per_step as f64;
         parts.push(if index > last { 0 } else { steps as u64 });
@@ -434,26 +366,15 @@ fn steps_for_flops(budget: f64, stages: &[Stage], shares: &[f64]) -> Vec<u64> {
     let budget = budget * (1.0 + 1e-12);
     let affordable = |steps: u64| {
         let parts = divide_steps(steps, shares);
-        let cost: f64 = parts
-            .iter()
-            .zip(stages)
-            .map(|(&part, stage)| part as f64 * stage.model_flops_per_step)
-            .sum();
+        let cost: f64 = parts.iter().zip(stages).map(|(&part, stage)| part as f64 * stage.model_flops_per_step).sum();
         cost <= budget
     };
-    let cheapest = stages
-        .iter()
-        .map(|stage| stage.model_flops_per_step)
-        .fold(f64::INFINITY, f64::min);
+    let cheapest = stages.iter().map(|stage| stage.model_flops_per_step).fold(f64::INFINITY, f64::min);
     // Bisection between what is affordable and what is not, even if every step were of the cheapest kind.
     let (mut low, mut high) = (0, (budget / cheapest).min(1e15) as u64 + 1);
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        if affordable(middle) {
-            low = middle
-        } else {
-            high = middle
-        }
+        if affordable(middle) { low = middle } else { high = middle }
     }
     divide_steps(low, shares)
 }

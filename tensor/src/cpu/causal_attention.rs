@@ -110,18 +110,34 @@ impl<'a, F: Float + Element> Head<'a, F> {
     }
 
     /// Rows `range` times `factor`, transposed in panels of N rows, each [D, N]; rows that the last panel lacks are zeros.
+    /// Four rows at a time, so that what is written is a vector.
     #[inline(always)]
     fn transpose<const N: usize>(&self, range: Range<usize>, factor: F, to: &mut [F]) {
-        let rows = range.len().next_multiple_of(N);
-        for i in 0..rows {
-            let panel = &mut to[i / N * N * self.width..(i / N + 1) * N * self.width];
-            let column = panel.as_chunks_mut::<N>().0.iter_mut().map(|values| &mut values[i % N]);
-            if i < range.len() {
-                column.zip(self.row(range.start + i)).for_each(|(to, x)| *to = *x * factor);
+        let padded = range.len().next_multiple_of(N);
+        if padded != range.len() {
+            to[(padded - N) * self.width..padded * self.width].fill(F::ZERO);
+        }
+        for i in (0..range.len()).step_by(4) {
+            let columns = to[i / N * N * self.width..(i / N + 1) * N * self.width].as_chunks_mut::<N>().0;
+            let rows = self.rows_from(range.start + i);
+            if range.len() - i >= 4 {
+                let [a, b, c, d] = rows.map(|row| &row[..columns.len()]);
+                for (j, column) in columns.iter_mut().enumerate() {
+                    let four = [a[j] * factor, b[j] * factor, c[j] * factor, d[j] * factor];
+                    column[i % N..][..4].copy_from_slice(&four);
+                }
             } else {
-                column.for_each(|to| *to = F::ZERO);
+                for (i, row) in rows.iter().enumerate().take(range.len() - i).map(|(next, row)| (i + next, row)) {
+                    columns.iter_mut().zip(*row).for_each(|(column, x)| column[i % N] = *x * factor);
+                }
             }
         }
+    }
+
+    /// Four rows from `t` on; the last row stands in for those beyond it.
+    #[inline(always)]
+    fn rows_from(&self, t: usize) -> [&'a [F]; 4] {
+        std::array::from_fn(|i| self.row((t + i).min(self.positions - 1)))
     }
 }
 

@@ -135,13 +135,37 @@ impl<F: Float + Element> Kernel for Losses<'_, F> {
 fn log_sum_exp<F: Float, I: Isa>(isa: I, x: &[F]) -> F {
     let (mut top, mut total) = (F::NEG_INFINITY, F::ZERO);
     for chunk in x.chunks(CHUNK) {
-        let raised = top.max(math::max(isa, chunk));
-        // Nothing but minus infinity so far: every term is e^-inf = 0, whatever finite number is subtracted.
-        let pivot = if raised == F::NEG_INFINITY { F::ZERO } else { raised };
-        total = total * (top - pivot).exp(isa) + sum_exp(isa, chunk, pivot);
+        let raised = greater(greatest(chunk), top);
+        total = total * (top - pivot(raised)).exp(isa) + sum_exp(isa, chunk, pivot(raised));
         top = raised;
     }
-    if top == F::NEG_INFINITY { top } else { top + total.ln() }
+    pivot(top) + total.ln()
+}
+
+/// What is subtracted before the exponential: the greatest so far; 0 where there is nothing but minus infinity, whose
+/// exponential is 0 as it is.
+#[inline(always)]
+fn pivot<F: Float>(top: F) -> F {
+    if top == F::NEG_INFINITY { F::ZERO } else { top }
+}
+
+/// The greater of two; the second if the first is NaN, which the sum of exponentials meets.
+#[inline(always)]
+fn greater<F: Float>(a: F, b: F) -> F {
+    if a > b { a } else { b }
+}
+
+/// The greatest of a slice, past any NaN.
+#[inline(always)]
+fn greatest<F: Float>(x: &[F]) -> F {
+    let mut partial = [F::NEG_INFINITY; math::ACCUMULATORS];
+    let (chunks, rest) = x.as_chunks::<{ math::ACCUMULATORS }>();
+    for chunk in chunks {
+        for i in 0..math::ACCUMULATORS {
+            partial[i] = greater(chunk[i], partial[i]);
+        }
+    }
+    partial.iter().chain(rest).fold(F::NEG_INFINITY, |top, x| greater(*x, top))
 }
 
 /// `sum e^(x - pivot)`, in [`math::ACCUMULATORS`] partial sums.

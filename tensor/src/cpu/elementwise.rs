@@ -49,9 +49,10 @@ enum Row<'a, F> {
 
 impl<'a, F: Float + Element> Row<'a, F> {
     fn of(view: &View<'a, F>, (start, n, stride): (usize, usize, usize)) -> Self {
-        // SAFETY: the row lies inside the view's span, locked for reading.
         match stride {
+            // SAFETY: the row lies inside the view's span, locked for reading.
             1 => Row::Slice(unsafe { std::slice::from_raw_parts(view.at(start), n) }),
+            // SAFETY: as above.
             0 => Row::Constant(unsafe { *view.at(start) }),
             s => Row::Strided(view.at(start), s),
         }

@@ -55,7 +55,7 @@ fn start<F: Float>(op: Reduction) -> F {
 pub(super) fn reduce(pool: &Pool, out: Destination, op: Reduction, x: &Tensor) -> Result<()> {
     let (o, shape) = (out.tensor, x.shape());
     let reduced: Vec<bool> = (0..x.rank()).map(|d| o.dim(d) == 1 && shape[d] != 1).collect();
-    let kept = reduced.iter().rposition(|r| !r && true).map_or(0, |d| d + 1);
+    let kept = reduced.iter().rposition(|r| !r).map_or(0, |d| d + 1);
     let trailing = (0..x.rank()).all(|d| reduced[d] == (d >= kept) || shape[d] == 1);
     let first_kept = (0..x.rank()).find(|&d| !reduced[d] && shape[d] != 1).unwrap_or(x.rank());
     let leading = (0..x.rank()).all(|d| reduced[d] == (d < first_kept) || shape[d] == 1);

@@ -95,8 +95,8 @@ pub(super) fn rms_norm_backward(
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
         each_mut(pool, &mut partial, c.max(1), |b, partial| {
             let mut scratch = vec![F::default(); c];
-            for r in b * ROWS..((b + 1) * ROWS).min(rows) {
-                backward_row::<F>(&mut scratch, partial, g.row(r), x.row(r), weight, rstd[r]);
+            for (r, &rstd) in rstd.iter().enumerate().take(rows).skip(b * ROWS).take(ROWS) {
+                backward_row::<F>(&mut scratch, partial, g.row(r), x.row(r), weight, rstd);
                 if let Some((d_x, accumulate)) = &d_x {
                     // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
                     put::<F>(*accumulate, unsafe { d_x.row(r) }, &scratch);

@@ -18,7 +18,7 @@ impl Tensor {
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
         crate::backend::floating("rope_table", dtype)?;
-        if head_size % 2 != 0 || !(base > 0.0 && base.is_finite()) {
+        if !head_size.is_multiple_of(2) || !(base > 0.0 && base.is_finite()) {
             return Err(Error::value(
                 "rope_table",
                 format!("an even head size and a positive base expected, got {head_size} and {base}"),

@@ -41,7 +41,12 @@ pub(super) fn cases() -> Vec<Case> {
         ([0, 3, 3], [2, 1, 4]),
     ];
     let mut cases: Vec<Case> = table.into_iter().map(|(n, h)| case(n, h)).collect();
-    let placements = [[Transposed, Contiguous, Contiguous], [Contiguous, Transposed, Sliced], [Sliced, Sliced, Transposed], [Repeated, Contiguous, Repeated]];
+    let placements = [
+        [Transposed, Contiguous, Contiguous],
+        [Contiguous, Transposed, Sliced],
+        [Sliced, Sliced, Transposed],
+        [Repeated, Contiguous, Repeated],
+    ];
     cases.extend(placements.iter().map(|p| case([2, 6, 6], [2, 2, 4]).placed(p)));
     cases
 }

@@ -26,7 +26,8 @@ pub(super) fn case(shape: &[usize]) -> Case {
 pub(super) fn cases() -> Vec<Case> {
     let shapes: [&[usize]; 7] = [&[7], &[5, 33], &[2, 3, 8], &[130, 16], &[67, 5], &[3, 129], &[0, 4]];
     let mut cases: Vec<Case> = shapes.iter().map(|s| case(s)).collect();
-    let placements = [[Transposed, Contiguous, Contiguous], [Sliced, Sliced, Sliced], [Repeated, Contiguous, Contiguous]];
+    let placements =
+        [[Transposed, Contiguous, Contiguous], [Sliced, Sliced, Sliced], [Repeated, Contiguous, Contiguous]];
     cases.extend(placements.iter().map(|p| case(&[6, 9]).placed(p)));
     cases
 }

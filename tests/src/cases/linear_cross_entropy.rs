@@ -47,8 +47,19 @@ pub(super) fn case(n: usize, c: usize, v: usize, k: usize) -> Case {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let mut cases = vec![case(1, 1, 1, 1), case(5, 7, 11, 1), case(5, 7, 11, 4), case(70, 8, 33, 2), case(3, 16, 130, 3), case(0, 3, 4, 2)];
-    for p in [[Placement::Transposed, Placement::Contiguous], [Placement::Contiguous, Placement::Transposed], [Placement::Sliced, Placement::Sliced]] {
+    let mut cases = vec![
+        case(1, 1, 1, 1),
+        case(5, 7, 11, 1),
+        case(5, 7, 11, 4),
+        case(70, 8, 33, 2),
+        case(3, 16, 130, 3),
+        case(0, 3, 4, 2),
+    ];
+    for p in [
+        [Placement::Transposed, Placement::Contiguous],
+        [Placement::Contiguous, Placement::Transposed],
+        [Placement::Sliced, Placement::Sliced],
+    ] {
         cases.push(case(6, 5, 9, 2).placed(&p));
     }
     cases

@@ -81,6 +81,11 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(case(&[19, 23], &[23, 10]).placed(p));
         cases.push(case(&[3, 9, 8], &[3, 8, 6]).placed(p));
     }
-    cases.extend([linear(&[5, 7], 3), linear(&[2, 3, 9], 5), linear(&[1, 1], 1), linear(&[2, 3, 9], 5).placed(&[Transposed, Transposed, Sliced])]);
+    cases.extend([
+        linear(&[5, 7], 3),
+        linear(&[2, 3, 9], 5),
+        linear(&[1, 1], 1),
+        linear(&[2, 3, 9], 5).placed(&[Transposed, Transposed, Sliced]),
+    ]);
     cases
 }

@@ -79,7 +79,11 @@ fn inputs(shapes: &[&[usize]]) -> Vec<(Array, Placement)> {
 
 /// Reproducible ids in `0..bound`.
 fn ids(count: usize, bound: usize, seed: u64) -> Vec<i32> {
-    Array::random(&[count], 1.0, seed).data.iter().map(|u| (((u + 1.0) / 2.0 * bound as f64) as usize).min(bound - 1) as i32).collect()
+    Array::random(&[count], 1.0, seed)
+        .data
+        .iter()
+        .map(|u| (((u + 1.0) / 2.0 * bound as f64) as usize).min(bound - 1) as i32)
+        .collect()
 }
 
 /// Every case of every op, small enough to be checked in f64 element by element.

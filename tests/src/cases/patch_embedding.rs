@@ -31,7 +31,13 @@ pub(super) fn case(lead: &[usize], v: usize, c: usize, patch: usize) -> Case {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = [1, 2, 3, 4, 8, 16].iter().map(|&k| case(&[2, 3], 5, 7, k)).collect();
-    cases.extend([case(&[1], 1, 1, 1), case(&[4], 40, 33, 4), case(&[0], 3, 4, 2), case(&[130], 3, 16, 4), case(&[17, 9], 300, 8, 2)]);
+    cases.extend([
+        case(&[1], 1, 1, 1),
+        case(&[4], 40, 33, 4),
+        case(&[0], 3, 4, 2),
+        case(&[130], 3, 16, 4),
+        case(&[17, 9], 300, 8, 2),
+    ]);
     cases.extend(Placement::ALL.iter().map(|&p| case(&[2, 5], 6, 8, 3).placed(&[p])));
     cases
 }

@@ -26,6 +26,8 @@ pub(super) fn case(shape: &[usize]) -> Case {
 pub(super) fn cases() -> Vec<Case> {
     let shapes: [&[usize]; 8] = [&[1], &[7], &[3, 1], &[5, 33], &[2, 3, 8], &[130, 16], &[67, 5], &[0, 4]];
     let mut cases: Vec<Case> = shapes.iter().map(|s| case(s)).collect();
-    cases.extend([[Transposed, Contiguous], [Sliced, Sliced], [Repeated, Contiguous]].iter().map(|p| case(&[6, 9]).placed(p)));
+    cases.extend(
+        [[Transposed, Contiguous], [Sliced, Sliced], [Repeated, Contiguous]].iter().map(|p| case(&[6, 9]).placed(p)),
+    );
     cases
 }

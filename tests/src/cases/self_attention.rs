@@ -41,7 +41,8 @@ fn case([b, t]: [usize; 2], [h, g, d]: [usize; 3], rotate: bool) -> Case {
             let (q, k, v) = split(&x[0]);
             let d_out = Array { shape: vec![b, t, h, d], data: d_out.data.clone() };
             let gradients = causal_attention::backward(&q, &k, &v, scale, &d_out);
-            let (d_q, d_k, d_v) = (rotated(&gradients[0], rotate, -1.0), rotated(&gradients[1], rotate, -1.0), &gradients[2]);
+            let (d_q, d_k, d_v) =
+                (rotated(&gradients[0], rotate, -1.0), rotated(&gradients[1], rotate, -1.0), &gradients[2]);
             let part = |p: &Array, row: usize, column: usize| p.data[row * p.shape[2] * d + column];
             vec![Array::from_fn(&shape, |i| {
                 let (row, column) = (i / shape[2], i % shape[2]);

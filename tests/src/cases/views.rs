@@ -37,7 +37,9 @@ fn concat(placements: [Placement; 2]) -> Case {
         name: "concat [3, 2] and [3, 5] along 1".into(),
         inputs,
         run: Box::new(|x| Var::concat(&[&x[0], &x[1]], 1)),
-        forward: Box::new(|x| Array::from_fn(&[3, 7], |i| if i % 7 < 2 { x[0].row(i / 7)[i % 7] } else { x[1].row(i / 7)[i % 7 - 2] })),
+        forward: Box::new(|x| {
+            Array::from_fn(&[3, 7], |i| if i % 7 < 2 { x[0].row(i / 7)[i % 7] } else { x[1].row(i / 7)[i % 7 - 2] })
+        }),
         backward: Box::new(|_, d| {
             vec![Array::from_fn(&[3, 2], |i| d.row(i / 2)[i % 2]), Array::from_fn(&[3, 5], |i| d.row(i / 5)[2 + i % 5])]
         }),

@@ -28,7 +28,8 @@ pub fn forward(q: &Array, k: &Array, v: &Array, scale: f64) -> Array {
             for head in 0..h {
                 let p = probabilities(q, k, scale, [z, position, head]);
                 for i in 0..d {
-                    *out.at_mut(&[z, position, head, i]) = (0..p.len()).map(|s| p[s] * v.at(&[z, s, head / per_group, i])).sum();
+                    *out.at_mut(&[z, position, head, i]) =
+                        (0..p.len()).map(|s| p[s] * v.at(&[z, s, head / per_group, i])).sum();
                 }
             }
         }

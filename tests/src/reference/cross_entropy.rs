@@ -15,7 +15,10 @@ pub fn forward(logits: &Array, targets: &[i32], weights: &[f64]) -> Array {
     let k = weights.len();
     Array::from_fn(&[logits.rows()], |n| {
         let log_p = log_softmax(logits.row(n));
-        (0..k).filter(|&j| targets[n * k + j] != IGNORE_INDEX).map(|j| -weights[j] * log_p[targets[n * k + j] as usize]).sum()
+        (0..k)
+            .filter(|&j| targets[n * k + j] != IGNORE_INDEX)
+            .map(|j| -weights[j] * log_p[targets[n * k + j] as usize])
+            .sum()
     })
 }
 

@@ -26,8 +26,20 @@ pub fn value_and_derivatives(op: Binary, a: f64, b: f64) -> (f64, f64, f64) {
         Binary::Sub => (a - b, 1.0, -1.0),
         Binary::Mul => (a * b, b, a),
         Binary::Div => (a / b, 1.0 / b, -a / (b * b)),
-        Binary::Max => if a > b { (a, 1.0, 0.0) } else { (b, 0.0, 1.0) },
-        Binary::Min => if a < b { (a, 1.0, 0.0) } else { (b, 0.0, 1.0) },
+        Binary::Max => {
+            if a > b {
+                (a, 1.0, 0.0)
+            } else {
+                (b, 0.0, 1.0)
+            }
+        }
+        Binary::Min => {
+            if a < b {
+                (a, 1.0, 0.0)
+            } else {
+                (b, 0.0, 1.0)
+            }
+        }
     }
 }
 
