@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 
 use crate::run::{Finished, Place, timeless, wait_for_lines};
 
-/// Enough steps that a kill hits the middle: 200 patch steps and 400 token steps, a checkpoint every 20.
+/// Enough steps that a kill hits the middle: 500 patch steps and 1000 token steps, a checkpoint every 20.
 const LONG: &[&str] = &[
-    "--steps=600",
+    "--steps=1500",
     "--checkpoint-every=20",
     "--set=train.evaluate_every=150",
     "--set=train.optimizer_at_switch=reset",
@@ -27,21 +27,21 @@ fn send(signal: &str, process: u32) {
 fn a_killed_run_continues_to_the_bit() {
     let place = Place::new();
     place.train("whole", LONG).ok();
-    // In the patch stage (200 steps), and again in the token stage.
+    // In the patch stage (500 steps), and again in the token stage.
     let mut killed = place.start("killed", LONG);
     wait_for_lines(&place.path("killed/metrics.jsonl"), 70);
     killed.kill().unwrap();
     killed.wait().unwrap();
     let made = place.metrics("killed").len();
-    assert!((70..200).contains(&made), "killed after {made} steps");
+    assert!((70..500).contains(&made), "killed after {made} steps");
 
     let mut command = place.command(&["train", "--resume", "--out", "killed"]);
     let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_for_lines(&place.path("killed/metrics.jsonl"), 330);
+    wait_for_lines(&place.path("killed/metrics.jsonl"), 700);
     killed.kill().unwrap();
     killed.wait().unwrap();
     let made = place.metrics("killed").len();
-    assert!((330..600).contains(&made), "killed after {made} steps");
+    assert!((700..1500).contains(&made), "killed after {made} steps");
 
     let resumed = place.run(&["train", "--resume", "--out", "killed", "--threads=2", "--checkpoint-every=100"]).ok();
     assert!(resumed.err.contains("continuing after step"), "{}", resumed.err);
@@ -60,8 +60,8 @@ fn ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on() {
     let stopped = Finished::from(stopped.wait_with_output().unwrap());
     assert_eq!(stopped.code, Some(130), "{}", stopped.err);
     let steps = place.metrics("stopped").len();
-    assert!((55..600).contains(&steps));
-    assert!(stopped.out.contains(&format!("stopped after step {steps} of 600")), "{}", stopped.out);
+    assert!((55..1500).contains(&steps));
+    assert!(stopped.out.contains(&format!("stopped after step {steps} of 1500")), "{}", stopped.out);
     assert!(stopped.out.contains("patchgpt train --resume --out stopped"), "{}", stopped.out);
     assert!(place.path(&format!("stopped/checkpoints/step-{steps:010}.safetensors")).exists());
     assert!(place.path("stopped/model/model.safetensors").exists(), "the model as it stands can be looked at");
