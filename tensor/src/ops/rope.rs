@@ -18,7 +18,8 @@ impl Tensor {
         device: &Device,
     ) -> Result<(Tensor, Tensor)> {
         crate::backend::floating("rope_table", dtype)?;
-        if !head_size.is_multiple_of(2) || !(base > 0.0 && base.is_finite()) {
+        let sound = head_size.is_multiple_of(2) && base > 0.0 && base.is_finite();
+        if !sound {
             return Err(Error::value(
                 "rope_table",
                 format!("an even head size and a positive base expected, got {head_size} and {base}"),

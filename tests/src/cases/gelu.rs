@@ -23,7 +23,7 @@ pub(super) fn case(shape: &[usize]) -> Case {
 
 pub(super) fn cases() -> Vec<Case> {
     let widths = [1, 2, 7, 8, 33, 64];
-    let mut cases: Vec<Case> = widths.iter().map(|w| case(&[3, 1 * w])).collect();
+    let mut cases: Vec<Case> = widths.iter().map(|w| case(&[3, *w])).collect();
     cases.extend([case(&[1]), case(&[2, 3, 5]), case(&[0, 4])]);
     cases.extend(Placement::ALL.iter().map(|&p| case(&[6, 10]).placed(&[p])));
     cases

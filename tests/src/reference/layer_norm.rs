@@ -32,9 +32,9 @@ pub fn backward(x: &Array, weight: &Array, eps: f64, d_out: &Array) -> Vec<Array
         let g: Vec<f64> = (0..c).map(|i| d_out.row(r)[i] * weight.data[i]).collect();
         let d_variance: f64 = (0..c).map(|i| g[i] * (x.row(r)[i] - mean) * -0.5 / sd.powi(3)).sum();
         let d_mean: f64 = g.iter().map(|g| -g / sd).sum();
-        for i in 0..c {
+        for (i, g) in g.iter().enumerate() {
             let centred = x.row(r)[i] - mean;
-            d_x.row_mut(r)[i] = g[i] / sd + d_variance * 2.0 * centred / n + d_mean / n;
+            d_x.row_mut(r)[i] = g / sd + d_variance * 2.0 * centred / n + d_mean / n;
             d_w.data[i] += d_out.row(r)[i] * centred / sd;
             d_b.data[i] += d_out.row(r)[i];
         }
