@@ -125,7 +125,7 @@ pub const PRESETS: &[Preset] = &[
             batch_size: 16,
             micro_batch: None,
             patch_batch: PatchBatch::Positions,
-            budget: Budget::Flops(2e13),
+            budget: Budget::Flops(1.8e13),
             // lambda = 2/3 at K = 4, the paper's best choice at fixed compute.
             share: PatchShare::OfSteps(1.0 / 3.0),
             optimizer: OptimizerAtSwitch::Carry,

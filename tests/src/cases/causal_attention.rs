@@ -38,6 +38,7 @@ pub(super) fn cases() -> Vec<Case> {
         ([1, 9, 9], [1, 1, 64]),
         ([1, 5, 5], [1, 1, 80]),
         ([1, 6, 6], [2, 2, 128]),
+        ([1, 200, 200], [2, 1, 64]),
         ([0, 3, 3], [2, 1, 4]),
     ];
     let mut cases: Vec<Case> = table.into_iter().map(|(n, h)| case(n, h)).collect();
