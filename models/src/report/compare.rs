@@ -56,8 +56,8 @@ fn difference(base: &Arm, arm: &Arm) -> Option<String> {
     let text = format!("“{}” ends {:.4} bits per byte {side} “{}”", arm.name, gap.mean.abs(), base.name);
     let Some(half) = gap.half_width_95(gaps.len()) else {
         return Some(format!(
-            "{text}, with one seed. Two seeds of one and the same regime can differ by as much as 0.05 on a model of \
-             this kind, so a single run decides nothing; more seeds do."
+            "{text}, with one seed. Seeds of one and the same regime differ too, so a single run decides nothing; a \
+             comparison over several seeds gives the spread."
         ));
     };
     let lower = gaps.iter().filter(|gap| **gap < 0.0).count();
