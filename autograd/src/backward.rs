@@ -131,7 +131,8 @@ impl Walk {
         };
         let gradient = slot.as_ref()?;
         if given {
-            return (gradient.is_contiguous() && gradient.dtype() == dtype).then(|| (gradient.clone(), true));
+            let fits = gradient.dtype() == dtype || gradient.dtype() == dtype.accumulator();
+            return (gradient.is_contiguous() && fits).then(|| (gradient.clone(), true));
         }
         if is_writable(gradient) { slot.take().map(|t| (t, false)) } else { None }
     }

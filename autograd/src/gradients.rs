@@ -65,7 +65,8 @@ impl<'a> Gradients<'a> {
     }
 
     /// Lets `f` write the gradient of input `i`, if it is wanted, into a contiguous destination: memory that already holds a part of
-    /// the gradient (`accumulate`), such as a parameter's gradient, or fresh memory.
+    /// the gradient (`accumulate`), such as a parameter's gradient, or fresh memory. Its dtype is the input's or, where it is the given gradient
+    /// of a bf16 parameter, f32.
     ///
     /// # Errors
     /// Those of `f`.

@@ -385,7 +385,7 @@ pub trait Backend: Any + Send + Sync {
 /// Refuses dtypes that a computing primitive does not take.
 pub(crate) fn floating(op: &'static str, dtype: DType) -> Result<()> {
     match dtype {
-        DType::F32 | DType::F64 => Ok(()),
-        other => Err(crate::Error::dtype(op, "f32 or f64", other)),
+        DType::F32 | DType::F64 | DType::BF16 => Ok(()),
+        other => Err(crate::Error::dtype(op, "f32, f64 or bf16", other)),
     }
 }

@@ -130,6 +130,27 @@ impl Layout {
         offset
     }
 
+    /// The layout of a copy without gaps: dimensions keep their order in memory, broadcast ones (stride 0) stay broadcast.
+    pub(crate) fn packed(&self) -> Result<Self> {
+        let mut packed = *self;
+        packed.offset = 0;
+        let mut stride = 1;
+        for d in self.by_stride().into_iter().rev() {
+            if self.strides[d] > 0 {
+                packed.strides[d] = stride;
+                stride *= self.shape[d].max(1);
+            }
+        }
+        Ok(packed)
+    }
+
+    /// The dimensions from the largest stride to the smallest, equal ones in their own order.
+    pub(crate) fn by_stride(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.rank).collect();
+        order.sort_by_key(|&d| std::cmp::Reverse(self.strides[d]));
+        order
+    }
+
     /// The same elements with dimensions in the order `order`, a permutation of `0..rank`.
     pub fn permute(&self, order: &[usize]) -> Result<Self> {
         let mut seen = [false; MAX_RANK];

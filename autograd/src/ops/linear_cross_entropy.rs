@@ -24,7 +24,9 @@ impl Function for LinearCrossEntropy {
         for (i, gradient) in gradients.iter_mut().enumerate() {
             if context.needs_gradient(i) {
                 let x = inputs[i];
-                *gradient = Some(Tensor::empty(x.shape(), x.dtype(), x.device())?);
+                // The weight's gradient is summed over chunks.
+                let dtype = if i == 1 { x.dtype().accumulator() } else { x.dtype() };
+                *gradient = Some(Tensor::empty(x.shape(), dtype, x.device())?);
             }
         }
         let [d_x, d_weight] = gradients.each_ref().map(|g| g.as_ref().map(Destination::write));
@@ -44,7 +46,13 @@ impl Function for LinearCrossEntropy {
             if d_inputs.wanted(i) {
                 let gradient = saved.get(i)?;
                 let d_loss = d_loss.cast(gradient.dtype())?;
-                d_inputs.write(i, |d| gradient.binary_into(Binary::Mul, &d_loss, d))?;
+                d_inputs.write(i, |d| {
+                    if d.tensor.dtype() == gradient.dtype() {
+                        return gradient.binary_into(Binary::Mul, &d_loss, d);
+                    }
+                    let scaled = gradient.mul(&d_loss)?.cast(d.tensor.dtype())?;
+                    if d.accumulate { d.tensor.add_(&scaled) } else { d.tensor.copy_(&scaled) }
+                })?;
             }
         }
         Ok(())

@@ -3,8 +3,8 @@
 //! AdamW reads parameters, gradients and both moments and writes all but the gradients: 28 bytes a parameter in f32, about 15 FLOP. The norm
 //! reads 4 bytes a parameter; squares are summed in f64 in blocks of fixed size, added in order.
 
+use super::access::Access;
 use super::math::Float;
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::vectorized::vectorized;

@@ -18,9 +18,9 @@ use std::ops::{Deref, DerefMut, Range};
 
 use bytemuck::{Pod, Zeroable};
 
+use super::access::{View, ViewMut};
 use super::isa::Isa;
 use super::math::Float;
-use super::memory::{View, ViewMut};
 use crate::{Element, Layout, Tensor};
 
 /// Keys of a block.

@@ -5,7 +5,8 @@
 
 use half::{bf16, f16};
 
-use super::memory::{Access, View, ViewMut};
+use super::access::{Access, View, ViewMut};
+use super::isa::{Isa, Kernel, dispatch};
 use super::parallel::{Pool, blocks};
 use crate::{DType, Element, Result, Tensor};
 
@@ -45,7 +46,7 @@ macro_rules! with_element {
 }
 
 /// Conversion between element types: exact to f64 for floats, to i64 for integers.
-trait Convert: Element {
+pub(super) trait Convert: Element {
     fn to_f64(self) -> f64;
     fn from_f64(x: f64) -> Self;
     fn from_i64(x: i64) -> Self;
@@ -141,11 +142,17 @@ pub(super) fn copy(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 }
 
 /// Copies between views of equal shape.
-fn copy_views<A: Convert, B: Convert>(pool: &Pool, out: ViewMut<'_, B>, x: View<'_, A>) {
+pub(super) fn copy_views<A: Convert, B: Convert>(pool: &Pool, out: ViewMut<'_, B>, x: View<'_, A>) {
     let n = out.layout().len();
     if n == 0 {
         return;
     }
+    // Dimensions in the order in which `out` lies in memory.
+    let order = out.layout().by_stride();
+    let (out, x) = match (out.layout().permute(&order), x.layout().permute(&order)) {
+        (Ok(to), Ok(from)) => (out.with_layout(to), x.with_layout(from)),
+        _ => (out, x),
+    };
     if out.layout().is_contiguous() && x.layout().is_contiguous() {
         let (count, per_block) = blocks(n, 1);
         let input = x.slice();
@@ -172,6 +179,14 @@ fn copy_views<A: Convert, B: Convert>(pool: &Pool, out: ViewMut<'_, B>, x: View<
     pool.run(count, |b| {
         for r in b * per_block..((b + 1) * per_block).min(rows) {
             let (to, from) = (out.layout().offset_of(r * width), x.layout().offset_of(r * width));
+            if so == 1 && sx == 1 {
+                // SAFETY: rows inside both spans; those of different tasks are disjoint.
+                let (x, out) = unsafe {
+                    (std::slice::from_raw_parts(x.at(from), width), std::slice::from_raw_parts_mut(out.at(to), width))
+                };
+                row(x, out);
+                continue;
+            }
             for i in 0..width {
                 // SAFETY: inside both spans; rows of different tasks are disjoint.
                 unsafe { *out.at(to + i * so) = convert(*x.at(from + i * sx)) };
@@ -180,12 +195,51 @@ fn copy_views<A: Convert, B: Convert>(pool: &Pool, out: ViewMut<'_, B>, x: View<
     });
 }
 
-#[inline(always)]
 fn row<A: Convert, B: Convert>(x: &[A], out: &mut [B]) {
-    if A::DTYPE == B::DTYPE {
-        bytemuck::cast_slice_mut::<B, u8>(out).copy_from_slice(bytemuck::cast_slice::<A, u8>(x));
-    } else {
-        out.iter_mut().zip(x).for_each(|(o, &x)| *o = convert(x));
+    match (A::DTYPE, B::DTYPE) {
+        (a, b) if a == b => bytemuck::cast_slice_mut::<B, u8>(out).copy_from_slice(bytemuck::cast_slice::<A, u8>(x)),
+        (DType::BF16, DType::F32) => {
+            dispatch(Widen { out: bytemuck::cast_slice_mut(out), x: bytemuck::cast_slice(x) });
+        }
+        (DType::F32, DType::BF16) => {
+            dispatch(Round { out: bytemuck::cast_slice_mut(out), x: bytemuck::cast_slice(x) });
+        }
+        _ => out.iter_mut().zip(x).for_each(|(o, &x)| *o = convert(x)),
+    }
+}
+
+/// bf16 bits to f32: exact.
+struct Widen<'a> {
+    out: &'a mut [f32],
+    x: &'a [u16],
+}
+
+impl Kernel for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.out.iter_mut().zip(self.x).for_each(|(o, &x)| *o = f32::from_bits(u32::from(x) << 16));
+    }
+}
+
+/// f32 to bf16 bits, to nearest even; a NaN stays one.
+struct Round<'a> {
+    out: &'a mut [u16],
+    x: &'a [f32],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        self.out.iter_mut().zip(self.x).for_each(|(o, &x)| {
+            let bits = x.to_bits();
+            let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+            let quiet = bits >> 16 | 0x40;
+            *o = if x.is_nan() { quiet } else { nearest } as u16;
+        });
     }
 }
 

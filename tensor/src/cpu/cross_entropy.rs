@@ -5,9 +5,9 @@
 //! A row is read once: in chunks that stay in the first-level cache, each for its maximum and then for its sum, which is
 //! rescaled when the maximum rises. Blocks of rows are tasks. Some 20 FLOPs an element; reads V a row, writes V backward.
 
+use super::access::{Access, View, ViewMut};
 use super::isa::{Isa, Kernel, dispatch};
 use super::math::{self, Float};
-use super::memory::{Access, View, ViewMut};
 use super::parallel::{Pool, blocks};
 use super::with_float;
 use crate::backend::{Destination, IGNORE_INDEX};
@@ -27,7 +27,7 @@ pub(super) fn cross_entropy(
     weights: &Tensor,
 ) -> Result<()> {
     with_float!("cross_entropy", logits.dtype(), F => {
-        let access = Access::new("cross_entropy", &[logits, targets, weights], &[losses, lse])?;
+        let access = Access::converting(pool, "cross_entropy", &[logits, targets, weights], &[losses, lse])?;
         let (losses, lse) = (access.view_mut::<F>(losses)?, access.view_mut::<F>(lse)?);
         let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
         let weights = access.view::<F>(weights)?.slice();
@@ -50,7 +50,7 @@ pub(super) fn cross_entropy_backward(
 ) -> Result<()> {
     with_float!("cross_entropy_backward", logits.dtype(), F => {
         let inputs = [d_losses, logits, lse, targets, weights];
-        let access = Access::new("cross_entropy_backward", &inputs, &[d_logits.tensor])?;
+        let access = Access::converting(pool, "cross_entropy_backward", &inputs, &[d_logits.tensor])?;
         let (accumulate, d_logits) = (d_logits.accumulate, access.view_mut::<F>(d_logits.tensor)?);
         let (d_losses, lse) = (access.view::<F>(d_losses)?, access.view::<F>(lse)?);
         let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());

@@ -3,9 +3,9 @@
 //! Work goes row by row along the last dimension: contiguous rows in vector loops, an argument whose row is one repeated value as a
 //! constant, other strides element by element. Contiguous tensors are one long row, cut into blocks. Moves each argument and the output once.
 
+use super::access::{Access, View, ViewMut};
 use super::isa::Isa;
 use super::math::Float;
-use super::memory::{Access, View, ViewMut};
 use super::parallel::{Pool, blocks};
 use super::vectorized::vectorized;
 use super::with_float;
@@ -143,7 +143,7 @@ vectorized! {
 /// `out = op(x)`.
 pub(super) fn unary(pool: &Pool, out: &Tensor, op: Unary, x: &Tensor) -> Result<()> {
     with_float!("unary", out.dtype(), F => {
-        let access = Access::new("unary", &[x], &[out])?;
+        let access = Access::converting(pool, "unary", &[x], &[out])?;
         let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
         let in_place = o.is_same(&x);
         let (rows, width) = rows_of(&[o.layout(), x.layout()]);
@@ -261,7 +261,7 @@ vectorized! {
 pub(super) fn binary(pool: &Pool, out: Destination, op: Binary, a: &Tensor, b: &Tensor) -> Result<()> {
     let Destination { tensor, accumulate } = out;
     with_float!("binary", tensor.dtype(), F => {
-        let access = Access::new("binary", &[a, b], &[tensor])?;
+        let access = Access::converting(pool, "binary", &[a, b], &[tensor])?;
         let o = access.view_mut::<F>(tensor)?;
         let (a, b) = (access.view::<F>(a)?, access.view::<F>(b)?);
         let (left, right) = (o.is_same(&a), o.is_same(&b));

@@ -1,8 +1,8 @@
 //! GELU (tanh form) over rows, forward and backward; about 20 FLOP an element, bound by memory.
 
+use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::vectorized::vectorized;
 use super::with_float;
@@ -45,7 +45,7 @@ vectorized! {
 /// `out = gelu(x)`.
 pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("gelu", x.dtype(), F => {
-        let access = Access::new("gelu", &[x], &[out])?;
+        let access = Access::converting(pool, "gelu", &[x], &[out])?;
         let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 8);
         pool.run(count, |b| {
@@ -61,7 +61,7 @@ pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 /// `d_x (+)= d_out * gelu'(x)`.
 pub(super) fn gelu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("gelu_backward", x.dtype(), F => {
-        let access = Access::new("gelu_backward", &[d_out, x], &[d_x.tensor])?;
+        let access = Access::converting(pool, "gelu_backward", &[d_out, x], &[d_x.tensor])?;
         let (d, g, x) = (access.view_mut::<F>(d_x.tensor)?, access.view::<F>(d_out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), d_x.tensor.dim(1) * 8);
         pool.run(count, |b| {

@@ -1,8 +1,8 @@
 //! LayerNorm over rows; the variance is taken in a second sweep over the row, around the mean. Backward makes d_x and, per block of rows, partial
 //! sums of d_weight and d_bias in one pass. Forward reads and writes each element once; backward reads x and d_out and writes d_x.
 
+use super::access::Access;
 use super::math::{Float, dot, sum};
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::rms_norm::{ROWS, put, sum_blocks};
@@ -60,7 +60,7 @@ pub(super) fn layer_norm(
     eps: f64,
 ) -> Result<()> {
     with_float!("layer_norm", x.dtype(), F => {
-        let access = Access::new("layer_norm", &[x, weight, bias], &[out, mean, rstd])?;
+        let access = Access::converting(pool, "layer_norm", &[x, weight, bias], &[out, mean, rstd])?;
         let (o, m, s) = (access.view_mut::<F>(out)?, access.view_mut::<F>(mean)?, access.view_mut::<F>(rstd)?);
         let (x, weight, bias) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
         let (count, per_block) = blocks(x.rows(), weight.len() * 4);
@@ -92,7 +92,7 @@ pub(super) fn layer_norm_backward(
 ) -> Result<()> {
     with_float!("layer_norm_backward", x.dtype(), F => {
         let outputs: Vec<&Tensor> = [d_x, d_weight, d_bias].iter().flatten().map(|d| d.tensor).collect();
-        let access = Access::new("layer_norm_backward", &[d_out, x, weight, mean, rstd], &outputs)?;
+        let access = Access::converting(pool, "layer_norm_backward", &[d_out, x, weight, mean, rstd], &outputs)?;
         let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
         let weight = access.view::<F>(weight)?.slice();
         let (mean, rstd) = (access.view::<F>(mean)?.slice(), access.view::<F>(rstd)?.slice());

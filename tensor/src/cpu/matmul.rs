@@ -4,9 +4,9 @@
 //! a [B, T, C] activation times a [C, F] weight is one product of B*T rows; those that are left run as a batch, whose
 //! tiles are spread over the threads together. 2 m k n FLOPs a product.
 
+use super::access::Access;
 use super::gemm::{MatMut, MatRef, gemm_batched};
 use super::math::Float;
-use super::memory::Access;
 use super::parallel::Pool;
 use super::with_float;
 use crate::backend::Destination;
@@ -106,7 +106,7 @@ fn product<F: Float + Element>(pool: &Pool, out: Destination, a: &Tensor, b: &Te
     if out.tensor.is_empty() {
         return Ok(());
     }
-    let access = Access::new("matmul", &[a, b], &[out.tensor])?;
+    let access = Access::converting(pool, "matmul", &[a, b], &[out.tensor])?;
     let (a, b, to) = (access.view::<F>(a)?, access.view::<F>(b)?, access.view_mut::<F>(out.tensor)?);
     let plan = Plan::new(to.layout(), a.layout(), b.layout());
     let item = |index: usize| {

@@ -1,8 +1,9 @@
-//! The CPU backend: deterministic, multi-threaded kernels for f32 and f64, one file per primitive.
+//! The CPU backend: deterministic, multi-threaded kernels for f32, f64 and bf16 (computed in f32), one file per primitive.
 //!
 //! Work is cut into tasks by shape alone and partial sums are combined in index order, so that results do not depend on the
 //! number of threads.
 
+mod access;
 mod adamw;
 mod causal_attention;
 mod copy;
@@ -27,8 +28,9 @@ mod vectorized;
 
 use std::sync::Arc;
 
-use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, Reduction, Unary};
-use crate::{Error, Memory, Result, ScatterIndex, Tensor};
+use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
+use crate::ops::linear_cross_entropy_by_chunks;
+use crate::{DType, Error, Memory, Result, ScatterIndex, Tensor};
 use memory::Arena;
 use parallel::Pool;
 
@@ -69,11 +71,12 @@ impl Cpu {
     }
 }
 
-/// Runs a body with the type `$F` set to the Rust type of a computing dtype.
+/// Runs a body with the type `$F` set to the Rust type in which a dtype is computed: f32 for bf16, whose views
+/// [`access::Access`] converts.
 macro_rules! with_float {
     ($op:expr, $dtype:expr, $F:ident => $body:expr) => {
         match $dtype {
-            crate::DType::F32 => {
+            crate::DType::F32 | crate::DType::BF16 => {
                 type $F = f32;
                 $body
             }
@@ -81,7 +84,7 @@ macro_rules! with_float {
                 type $F = f64;
                 $body
             }
-            other => Err(crate::Error::dtype($op, "f32 or f64", other)),
+            other => Err(crate::Error::dtype($op, "f32, f64 or bf16", other)),
         }
     };
 }
@@ -271,6 +274,15 @@ impl Backend for Cpu {
         weights: &Tensor,
     ) -> Result<()> {
         cross_entropy::cross_entropy_backward(&self.pool, d_logits, d_losses, logits, lse, targets, weights)
+    }
+
+    fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
+        if args.x.dtype() != DType::BF16 {
+            return linear_cross_entropy_by_chunks(self, args);
+        }
+        // Widened once, not for every chunk; logits stay in f32.
+        let (x, weight) = (args.x.cast(DType::F32)?, args.weight.cast(DType::F32)?);
+        linear_cross_entropy_by_chunks(self, LinearCrossEntropy { x: &x, weight: &weight, ..args })
     }
 
     fn adamw(&self, args: AdamW) -> Result<()> {

@@ -5,9 +5,9 @@
 //! a text do not make one task long; an id inside a block is written by it, an id across blocks leaves a partial sum in
 //! each, which a second pass adds in block order. Moves (K + 1) C elements a row forward, K C backward; as many additions.
 
+use super::access::{Access, View, ViewMut};
 use super::isa::{Isa, Kernel, dispatch};
 use super::math::Float;
-use super::memory::{Access, View, ViewMut};
 use super::parallel::{Pool, blocks};
 use super::with_float;
 use crate::ScatterIndex;
@@ -25,7 +25,7 @@ pub(super) fn patch_embedding(pool: &Pool, out: &Tensor, table: &Tensor, ids: &T
             return Ok(());
         }
         let patch = ids.shape().last().copied().unwrap_or(1);
-        let access = Access::new("patch_embedding", &[table, ids], &[out])?;
+        let access = Access::converting(pool, "patch_embedding", &[table, ids], &[out])?;
         let (out, table) = (access.view_mut::<F>(out)?, access.view::<F>(table)?);
         let ids = access.view::<i32>(ids)?.slice();
         let width = table.layout().shape()[1];
@@ -114,7 +114,7 @@ pub(super) fn patch_embedding_backward(
         if d_table.tensor.is_empty() {
             return Ok(());
         }
-        let access = Access::new("patch_embedding_backward", &[d_out, index.order(), index.offsets()], &[d_table.tensor])?;
+        let access = Access::converting(pool, "patch_embedding_backward", &[d_out, index.order(), index.offsets()], &[d_table.tensor])?;
         let order = access.view::<i32>(index.order())?.slice();
         let width = d_table.tensor.dim(1);
         let scatter = Scatter {

@@ -1,7 +1,7 @@
 //! Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block of four words is a function of a 128-bit
 //! counter and a 64-bit key, so that element i needs no other element.
 
-use super::memory::Access;
+use super::access::Access;
 use super::parallel::{Pool, blocks};
 use crate::backend::Distribution;
 use crate::{DType, Error, Result, Tensor};

@@ -4,8 +4,8 @@
 //! into partial rows, which are added in order). Anything else is first copied so that the reduced dimensions come last. Long f32 sums are cut into
 //! blocks whose sums are added in order, which keeps the error near sqrt(n) roundings. Reads the input once.
 
+use super::access::Access;
 use super::math::{Float, max, sum};
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::vectorized::vectorized;
 use super::with_float;
@@ -95,7 +95,7 @@ fn over_last<F: Float + Element>(
     n: usize,
     count: usize,
 ) -> Result<()> {
-    let access = Access::new("reduce", &[x], &[out.tensor])?;
+    let access = Access::converting(pool, "reduce", &[x], &[out.tensor])?;
     let x = access.view::<F>(x)?.slice();
     let mut results = vec![start::<F>(op); n];
     if count > 0 && n == 1 {
@@ -124,7 +124,7 @@ fn over_first<F: Float + Element>(
     count: usize,
     n: usize,
 ) -> Result<()> {
-    let access = Access::new("reduce", &[x], &[out.tensor])?;
+    let access = Access::converting(pool, "reduce", &[x], &[out.tensor])?;
     let x = access.view::<F>(x)?.slice();
     let mut partial = vec![start::<F>(op); count.div_ceil(ROWS).max(1) * n];
     each_mut(pool, &mut partial, n.max(1), |b, part| {

@@ -1,8 +1,8 @@
 //! RMSNorm over rows. Backward makes d_x and, per block of rows, a partial d_weight in one pass; partial sums are added in block order.
 //! Forward reads and writes each element once; backward reads x and d_out and writes d_x.
 
+use super::access::Access;
 use super::math::{Float, dot, sum_squares};
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::vectorized::vectorized;
@@ -58,7 +58,7 @@ pub(super) fn put<F: Float>(accumulate: bool, out: &mut [F], x: &[F]) {
 /// `out = x * rstd * weight`.
 pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
     with_float!("rms_norm", x.dtype(), F => {
-        let access = Access::new("rms_norm", &[x, weight], &[out, rstd])?;
+        let access = Access::converting(pool, "rms_norm", &[x, weight], &[out, rstd])?;
         let (o, s) = (access.view_mut::<F>(out)?, access.view_mut::<F>(rstd)?);
         let (x, weight) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice());
         let (count, per_block) = blocks(x.rows(), weight.len() * 3);
@@ -87,7 +87,7 @@ pub(super) fn rms_norm_backward(
 ) -> Result<()> {
     with_float!("rms_norm_backward", x.dtype(), F => {
         let outputs: Vec<&Tensor> = [d_x, d_weight].iter().flatten().map(|d| d.tensor).collect();
-        let access = Access::new("rms_norm_backward", &[d_out, x, weight, rstd], &outputs)?;
+        let access = Access::converting(pool, "rms_norm_backward", &[d_out, x, weight, rstd], &outputs)?;
         let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
         let (weight, rstd) = (access.view::<F>(weight)?.slice(), access.view::<F>(rstd)?.slice());
         let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.view_mut::<F>(d.tensor)?, d.accumulate))).transpose()?;

@@ -1,7 +1,7 @@
 //! Rotary embedding: pairs (i, i + D/2) of every head turn by the angle of their position, forward or back. Reads and writes each element once.
 
+use super::access::Access;
 use super::math::Float;
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::vectorized::vectorized;
 use super::with_float;
@@ -33,7 +33,7 @@ vectorized! {
 /// Rotates every head of [B, T, H, D].
 pub(super) fn rope(pool: &Pool, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<()> {
     with_float!("rope", x.dtype(), F => {
-        let access = Access::new("rope", &[x, cos, sin], &[out])?;
+        let access = Access::converting(pool, "rope", &[x, cos, sin], &[out])?;
         let o = access.view_mut::<F>(out)?;
         let (view, cos, sin) = (access.view::<F>(x)?, access.view::<F>(cos)?, access.view::<F>(sin)?);
         let in_place = o.is_same(&view);

@@ -1,8 +1,8 @@
 //! Softmax over rows: `y = e^(x - max) / sum`; `d_x (+)= y (d_y - sum d_y y)`. Three sweeps over a row that stays in cache: reads and writes each element
 //! once from memory, about 20 FLOP an element.
 
+use super::access::Access;
 use super::math::{dot, max};
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::vectorized::vectorized;
 use super::with_float;
@@ -31,7 +31,7 @@ vectorized! {
 /// Softmax of every row.
 pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("softmax", x.dtype(), F => {
-        let access = Access::new("softmax", &[x], &[out])?;
+        let access = Access::converting(pool, "softmax", &[x], &[out])?;
         let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 16);
         pool.run(count, |b| {
@@ -47,7 +47,7 @@ pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 /// Gradient of every row.
 pub(super) fn softmax_backward(pool: &Pool, d_x: Destination, d_y: &Tensor, y: &Tensor) -> Result<()> {
     with_float!("softmax_backward", y.dtype(), F => {
-        let access = Access::new("softmax_backward", &[d_y, y], &[d_x.tensor])?;
+        let access = Access::converting(pool, "softmax_backward", &[d_y, y], &[d_x.tensor])?;
         let (d, g, y) = (access.view_mut::<F>(d_x.tensor)?, access.view::<F>(d_y)?, access.view::<F>(y)?);
         let (count, per_block) = blocks(y.rows(), d_x.tensor.dim(1) * 4);
         pool.run(count, |b| {

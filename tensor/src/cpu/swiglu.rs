@@ -1,8 +1,8 @@
 //! SwiGLU over rows [gate | up], forward and backward (the sigmoid is computed again rather than kept); about 20 FLOP an output element, bound by memory.
 
+use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
-use super::memory::Access;
 use super::parallel::{Pool, blocks};
 use super::vectorized::vectorized;
 use super::with_float;
@@ -42,7 +42,7 @@ vectorized! {
 /// `out = silu(gate) * up`.
 pub(super) fn swiglu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("swiglu", x.dtype(), F => {
-        let access = Access::new("swiglu", &[x], &[out])?;
+        let access = Access::converting(pool, "swiglu", &[x], &[out])?;
         let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 8);
         pool.run(count, |b| {
@@ -58,7 +58,7 @@ pub(super) fn swiglu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 /// Gradients of gate and up, joined.
 pub(super) fn swiglu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("swiglu_backward", x.dtype(), F => {
-        let access = Access::new("swiglu_backward", &[d_out, x], &[d_x.tensor])?;
+        let access = Access::converting(pool, "swiglu_backward", &[d_out, x], &[d_x.tensor])?;
         let (d, g, x) = (access.view_mut::<F>(d_x.tensor)?, access.view::<F>(d_out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), d_out.dim(1) * 12);
         pool.run(count, |b| {

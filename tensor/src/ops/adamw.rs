@@ -13,6 +13,9 @@ impl AdamW<'_> {
         let op = "adamw";
         let flat = [self.parameters, self.gradients, self.first_moment, self.second_moment];
         same_kind(op, &[flat[0], flat[1], flat[2], flat[3], self.learning_rate, self.clip])?;
+        if self.parameters.dtype() == DType::BF16 {
+            return Err(Error::dtype(op, "f32 or f64 (the master weights of a bf16 model)", DType::BF16));
+        }
         same_device(op, &[self.parameters, self.step])?;
         for t in flat {
             expect_shape(op, "every buffer", t, &[self.parameters.len()])?;

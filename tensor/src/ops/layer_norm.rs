@@ -1,6 +1,6 @@
 //! Layer normalisation over the last dimension.
 
-use super::{as_rows, expect_shape, same_kind, through_optional, through_vector, width};
+use super::{as_rows, expect_shape, gradient_kind, same_kind, through_optional, through_vector, width};
 use crate::{Destination, Result, Tensor};
 
 /// What [`Tensor::layer_norm`] returns.
@@ -53,7 +53,7 @@ impl Tensor {
             [("d_x", gradients[0], self.shape()), ("d_weight", gradients[1], &[c]), ("d_bias", gradients[2], &[c])]
         {
             if let Some(d) = d {
-                same_kind(op, &[self, d.tensor])?;
+                gradient_kind(op, self, d.tensor)?;
                 expect_shape(op, what, d.tensor, shape)?;
             }
         }

@@ -1,7 +1,7 @@
 //! The head and its loss together: logits exist for one chunk of rows at a time, and gradients are made in the same pass.
 
 use super::cross_entropy::check_targets;
-use super::{expect_shape, same_kind, through_rows};
+use super::{expect_shape, gradient_kind, same_kind, through_rows};
 use crate::backend::{Backend, LinearCrossEntropy};
 use crate::{Destination, Error, Result, Tensor};
 
@@ -42,7 +42,7 @@ impl Tensor {
         }
         for (d, shape) in [(d_x, self.shape()), (d_weight, weight.shape())] {
             if let Some(d) = d {
-                same_kind(op, &[self, d.tensor])?;
+                gradient_kind(op, self, d.tensor)?;
                 expect_shape(op, "the gradient", d.tensor, shape)?;
             }
         }

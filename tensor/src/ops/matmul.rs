@@ -1,6 +1,6 @@
 //! Batched matrix products over any strides.
 
-use super::{same_kind, writable};
+use super::{gradient_kind, same_kind, writable};
 use crate::backend::Destination;
 use crate::layout::broadcast_shape;
 use crate::{Error, Result, Tensor};
@@ -27,12 +27,13 @@ impl Tensor {
         Ok(out)
     }
 
-    /// `out (+)= alpha * self @ other`.
+    /// `out (+)= alpha * self @ other`; `out` in the factors' dtype or its accumulator's.
     ///
     /// # Errors
     /// Shapes, dtypes or devices that do not fit; an output that overlaps a factor.
     pub fn matmul_into(&self, other: &Tensor, alpha: f64, out: Destination) -> Result<()> {
-        same_kind("matmul", &[self, other, out.tensor])?;
+        same_kind("matmul", &[self, other])?;
+        gradient_kind("matmul", self, out.tensor)?;
         writable("matmul", out.tensor)?;
         let shape = product_shape(self, other)?;
         super::expect_shape("matmul", "the output", out.tensor, &shape)?;

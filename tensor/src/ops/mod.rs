@@ -40,7 +40,7 @@ fn same_device(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     Ok(())
 }
 
-/// Checks that all tensors live on one device and have one dtype, f32 or f64.
+/// Checks that all tensors live on one device and have one dtype, f32, f64 or bf16.
 fn same_kind(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
     let dtype = tensors[0].dtype();
     floating(op, dtype)?;
@@ -49,6 +49,15 @@ fn same_kind(op: &'static str, tensors: &[&Tensor]) -> Result<DType> {
         Some(other) => Err(Error::dtype(op, dtype, other.dtype())),
         None => Ok(dtype),
     }
+}
+
+/// Checks that a gradient lives on the device of `x` and has its dtype or, as gradients of parameters do, its accumulator's.
+fn gradient_kind(op: &'static str, x: &Tensor, gradient: &Tensor) -> Result<()> {
+    same_device(op, &[x, gradient])?;
+    if gradient.dtype() != x.dtype() && gradient.dtype() != x.dtype().accumulator() {
+        return Err(Error::dtype(op, x.dtype(), gradient.dtype()));
+    }
+    Ok(())
 }
 
 /// Checks a shape.

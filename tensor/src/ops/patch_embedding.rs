@@ -1,6 +1,6 @@
 //! Embedding of patches: the mean of K token embeddings; K = 1 is the plain embedding.
 
-use super::{as_rows, expect_shape, same_device, same_kind, through_rows, width};
+use super::{as_rows, expect_shape, gradient_kind, same_device, same_kind, through_rows, width};
 use crate::index::check_indices;
 use crate::{Destination, Error, Result, ScatterIndex, Tensor};
 
@@ -33,7 +33,8 @@ impl Tensor {
     /// Gradient of [`Tensor::patch_embedding`] for the table; this tensor is d_out [.., C], `index` the inverse of the ids.
     pub fn patch_embedding_backward(&self, index: &ScatterIndex, patch: usize, d_table: Destination) -> Result<()> {
         let op = "patch_embedding_backward";
-        same_kind(op, &[self, d_table.tensor])?;
+        same_kind(op, &[self])?;
+        gradient_kind(op, self, d_table.tensor)?;
         same_device(op, &[self, index.order()])?;
         let d_out = as_rows(op, self)?;
         expect_shape(op, "d_table", d_table.tensor, &[index.vocabulary(), d_out.dim(1)])?;

@@ -1,6 +1,6 @@
 //! Sums, means and maxima over dimensions.
 
-use super::{same_kind, writable};
+use super::{gradient_kind, same_kind, writable};
 use crate::backend::{Destination, Reduction, Unary, floating};
 use crate::{Error, Result, Tensor};
 
@@ -21,7 +21,8 @@ impl Tensor {
 
     /// Reduces over the dimensions in which `out` has size 1 (or that it lacks in front) and this tensor does not: the backward of broadcasting.
     pub fn reduce_into(&self, op: Reduction, out: Destination) -> Result<()> {
-        same_kind("reduce", &[self, out.tensor])?;
+        same_kind("reduce", &[self])?;
+        gradient_kind("reduce", self, out.tensor)?;
         writable("reduce", out.tensor)?;
         let fits = || Error::shape("reduce", format!("{:?} does not reduce to {:?}", self.shape(), out.tensor.shape()));
         let lead = self.rank().checked_sub(out.tensor.rank()).ok_or_else(fits)?;

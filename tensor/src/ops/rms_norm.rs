@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation over the last dimension.
 
-use super::{as_rows, expect_shape, same_kind, through_optional, through_vector, width};
+use super::{as_rows, expect_shape, gradient_kind, same_kind, through_optional, through_vector, width};
 use crate::{Destination, Result, Tensor};
 
 /// What [`Tensor::rms_norm`] returns.
@@ -43,11 +43,11 @@ impl Tensor {
         let (x, weight, d_out) = (as_rows(op, self)?, weight.contiguous()?, as_rows(op, d_out)?);
         expect_shape(op, "rstd", rstd, &[x.dim(0)])?;
         if let Some(d) = d_x {
-            same_kind(op, &[self, d.tensor])?;
+            gradient_kind(op, self, d.tensor)?;
             expect_shape(op, "d_x", d.tensor, self.shape())?;
         }
         if let Some(d) = d_weight {
-            same_kind(op, &[self, d.tensor])?;
+            gradient_kind(op, self, d.tensor)?;
             expect_shape(op, "d_weight", d.tensor, &[c])?;
         }
         through_optional(op, d_x, |d_x| {

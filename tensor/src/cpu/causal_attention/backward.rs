@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use super::product::{Left, ROWS, add_product};
 use super::{Aligned, Head, KEYS, Sizes, lse_offset, mask, output_row, panel};
+use crate::cpu::access::{Access, View, ViewMut};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::math::{Float, dot};
-use crate::cpu::memory::{Access, View, ViewMut};
 use crate::cpu::parallel::{Pool, blocks};
 use crate::cpu::with_float;
 use crate::{Destination, Element, Result, Tensor};
@@ -35,7 +35,7 @@ pub(in crate::cpu) fn causal_attention_backward(
     let sizes = Sizes::of(q, k);
     with_float!("causal_attention_backward", q.dtype(), F => {
         let tensors = gradients.map(|g| g.tensor);
-        let access = Access::new("causal_attention_backward", &[d_out, q, k, v, out, lse], &tensors)?;
+        let access = Access::converting(pool, "causal_attention_backward", &[d_out, q, k, v, out, lse], &tensors)?;
         let output = |i: usize| Ok(Output { view: access.view_mut::<F>(tensors[i])?, add: gradients[i].accumulate });
         let backward = Backward {
             sizes,

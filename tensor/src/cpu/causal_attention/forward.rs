@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use super::product::{Left, add_product};
 use super::{Aligned, Head, KEYS, Sizes, few_queries, lse_offset, mask, output_row, panel};
+use crate::cpu::access::{Access, View, ViewMut};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::math::Float;
-use crate::cpu::memory::{Access, View, ViewMut};
 use crate::cpu::parallel::Pool;
 use crate::cpu::with_float;
 use crate::{Element, Result, Tensor};
@@ -31,7 +31,7 @@ pub(in crate::cpu) fn causal_attention(
         return Ok(());
     }
     with_float!("causal_attention", q.dtype(), F => {
-        let access = Access::new("causal_attention", &[q, k, v], &[out, lse])?;
+        let access = Access::converting(pool, "causal_attention", &[q, k, v], &[out, lse])?;
         let forward = Forward {
             sizes,
             q: access.view::<F>(q)?,
