@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use patchgpt_tensor::Tensor;
+use patchgpt_tensor::{DType, Tensor};
 
 use crate::graph::{Edge, Kind, Leaf, Node, Work};
 use crate::recording::{Recording, with_state};
@@ -118,8 +118,9 @@ impl Walk {
         Ok(())
     }
 
-    /// Memory at `edge` to which a result can be added in place, taken out of its slot unless it is a given gradient (the flag).
-    pub(crate) fn take(&mut self, edge: &Edge, dtype: patchgpt_tensor::DType) -> Option<(Tensor, bool)> {
+    /// Memory at `edge` to which a result of `dtype` (or, with `wide`, of its accumulator) can be added in place, taken out of its slot
+    /// unless it is a given gradient (the flag).
+    pub(crate) fn take(&mut self, edge: &Edge, dtype: DType, wide: bool) -> Option<(Tensor, bool)> {
         let mut leaf_slot;
         let (slot, given) = match &edge.node.kind {
             Kind::Leaf(leaf) => {
@@ -131,7 +132,7 @@ impl Walk {
         };
         let gradient = slot.as_ref()?;
         if given {
-            let fits = gradient.dtype() == dtype || gradient.dtype() == dtype.accumulator();
+            let fits = gradient.dtype() == dtype || (wide && gradient.dtype() == dtype.accumulator());
             return (gradient.is_contiguous() && fits).then(|| (gradient.clone(), true));
         }
         if is_writable(gradient) { slot.take().map(|t| (t, false)) } else { None }

@@ -11,6 +11,7 @@ pub struct Gradients<'a> {
     op: &'static str,
     inputs: &'a [Input],
     given: Vec<bool>,
+    wide: bool,
     walk: &'a mut Walk,
 }
 
@@ -25,7 +26,7 @@ struct Held {
 
 impl<'a> Gradients<'a> {
     pub(crate) fn new(op: &'static str, inputs: &'a [Input], walk: &'a mut Walk) -> Self {
-        Gradients { op, inputs, given: vec![false; inputs.len()], walk }
+        Gradients { op, inputs, given: vec![false; inputs.len()], wide: false, walk }
     }
 
     fn input(&self, i: usize) -> Result<&'a Input> {
@@ -64,9 +65,15 @@ impl<'a> Gradients<'a> {
         Ok(Tensor::empty(input.layout.shape(), input.dtype, &input.device)?)
     }
 
+    /// Declares that what this backward writes may go into memory of the accumulator's dtype: the gradient of a bf16 parameter that is kept
+    /// in f32 is then added to directly, without being rounded to bf16 on the way.
+    pub fn wide(&mut self) -> &mut Self {
+        self.wide = true;
+        self
+    }
+
     /// Lets `f` write the gradient of input `i`, if it is wanted, into a contiguous destination: memory that already holds a part of
-    /// the gradient (`accumulate`), such as a parameter's gradient, or fresh memory. Its dtype is the input's or, where it is the given gradient
-    /// of a bf16 parameter, f32.
+    /// the gradient (`accumulate`), such as a parameter's gradient, or fresh memory. Its dtype is the input's unless [`Gradients::wide`] was called.
     ///
     /// # Errors
     /// Those of `f`.
@@ -168,7 +175,7 @@ impl<'a> Gradients<'a> {
             return Ok(None);
         };
         self.given[i] = true;
-        let taken = self.walk.take(edge, input.dtype);
+        let taken = self.walk.take(edge, input.dtype, self.wide);
         let accumulate = taken.is_some();
         let (tensor, in_place) = match taken {
             Some(taken) => taken,

@@ -59,7 +59,7 @@ impl AdamW {
                  beta2 = {beta2}, eps = {eps}, weight_decay = {weight_decay}"
             )));
         }
-        let (dtype, device) = (parameters.dtype(), parameters.device());
+        let (dtype, device) = (parameters.values().dtype(), parameters.device());
         let zeros = || Tensor::zeros(parameters.values().shape(), dtype, device);
         Ok(AdamW {
             settings,
@@ -99,6 +99,7 @@ impl AdamW {
             decay_len: parameters.decay_len(),
         }
         .run()?;
+        parameters.refresh()?;
         self.steps = steps;
         Ok(norm)
     }

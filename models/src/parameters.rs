@@ -1,6 +1,7 @@
 //! All parameters of a model in one flat buffer, their gradients in another of the same layout. First those that weight
 //! decay shrinks (two or more dimensions, embeddings and positions included), then the rest; each starts at a multiple of
 //! 256 bytes, and the gaps are zero, so that AdamW is one launch, the global norm one pass and a checkpoint one write.
+//! Values and gradients are f32 or f64. A bf16 model computes with a rounded copy of its values, the masters, which the optimizer updates.
 //! Each parameter draws its initial values from a range of the counter-based generator of its own.
 
 use std::collections::HashMap;
@@ -96,7 +97,7 @@ impl Parameter {
         self.start
     }
 
-    /// The parameter as a leaf of the graph; backward adds into the flat gradient.
+    /// The parameter as a leaf of the graph, in the type that the model computes in; backward adds into the flat gradient.
     pub fn var(&self) -> &Var {
         &self.var
     }
@@ -114,6 +115,8 @@ impl Parameter {
 /// The parameters of a model and their gradients, each one flat buffer.
 pub struct Parameters {
     values: Tensor,
+    /// What a bf16 model computes with: the values, rounded.
+    rounded: Option<Tensor>,
     gradients: Tensor,
     decay_len: usize,
     entries: Vec<Parameter>,
@@ -125,11 +128,11 @@ impl Parameters {
     /// so that its values depend on `seed`, i and its shape only.
     ///
     /// # Errors
-    /// Two parameters of one name, a dtype other than f32 and f64, more elements than can be counted or than the device holds.
+    /// Two parameters of one name, a dtype other than f32, f64 and bf16, more elements than can be counted or than the device holds.
     pub fn build(specs: Vec<ParameterSpec>, dtype: DType, device: &Device, seed: u64) -> Result<Parameters> {
         let parameters = Parameters::zeros(specs, dtype, device)?;
         for (index, entry) in parameters.entries.iter().enumerate() {
-            let tensor = entry.var.tensor();
+            let tensor = entry.view(&parameters.values)?;
             match entry.spec.init {
                 Init::Zeros => {}
                 Init::Ones => tensor.fill_(1.0)?,
@@ -139,6 +142,7 @@ impl Parameters {
                 }
             }
         }
+        parameters.refresh()?;
         Ok(parameters)
     }
 
@@ -149,14 +153,16 @@ impl Parameters {
     pub fn zeros(specs: Vec<ParameterSpec>, dtype: DType, device: &Device) -> Result<Parameters> {
         let alignment = ALIGNMENT_BYTES / dtype.size();
         let (starts, decay_len, len) = layout(&specs, alignment)?;
-        let values = Tensor::zeros(&[len], dtype, device)?;
-        let gradients = Tensor::zeros(&[len], dtype, device)?;
+        let master = dtype.accumulator();
+        let values = Tensor::zeros(&[len], master, device)?;
+        let gradients = Tensor::zeros(&[len], master, device)?;
+        let rounded = if dtype == master { None } else { Some(Tensor::zeros(&[len], dtype, device)?) };
         let mut entries = Vec::with_capacity(specs.len());
         let mut by_name = HashMap::with_capacity(specs.len());
         for (spec, start) in specs.into_iter().zip(starts) {
             let elements = spec.shape.iter().product();
             let view = |flat: &Tensor| flat.narrow(0, start, elements)?.view(&spec.shape);
-            let var = Var::parameter_with_gradient(view(&values)?, view(&gradients)?)?;
+            let var = Var::parameter_with_gradient(view(rounded.as_ref().unwrap_or(&values))?, view(&gradients)?)?;
             if by_name.insert(spec.name.clone(), entries.len()).is_some() {
                 return Err(Error::Config(format!(
                     "two parameters are named `{}`: names must be unique in a model",
@@ -165,7 +171,7 @@ impl Parameters {
             }
             entries.push(Parameter { spec, start, var });
         }
-        Ok(Parameters { values, gradients, decay_len, entries, by_name })
+        Ok(Parameters { values, rounded, gradients, decay_len, entries, by_name })
     }
 
     /// The parameter `name` as a leaf of the graph.
@@ -196,7 +202,18 @@ impl Parameters {
         self.entries.iter()
     }
 
-    /// All values, flat, gaps included.
+    /// Brings what a bf16 model computes with up to date; to be called after the values were written. Nothing to do in f32 and f64.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn refresh(&self) -> Result<()> {
+        match &self.rounded {
+            Some(rounded) => Ok(rounded.copy_(&self.values)?),
+            None => Ok(()),
+        }
+    }
+
+    /// All values in f32 or f64, flat, gaps included. After writing to them call [`Parameters::refresh`].
     pub fn values(&self) -> &Tensor {
         &self.values
     }
@@ -219,9 +236,9 @@ impl Parameters {
         self.decay_len
     }
 
-    /// f32 or f64.
+    /// The type that the model computes in: f32, f64 or bf16.
     pub fn dtype(&self) -> DType {
-        self.values.dtype()
+        self.rounded.as_ref().unwrap_or(&self.values).dtype()
     }
 
     /// Where the parameters live.

@@ -8,6 +8,8 @@
 //! Conventions: a *row* is the last dimension; "rows" means that the last dimension of every tensor named so has stride 1, while
 //! the others may have any strides. N is the product of the leading dimensions. Sums, norms, softmax statistics and losses
 //! are kept in [`DType::accumulator`]: f64 for f64, else f32; statistics (`rstd`, `mean`, `lse`, `losses`) have that dtype.
+//! Where nothing else is said, tensors are f32, f64 or bf16 and all of one dtype; a destination may also have the accumulator's dtype, as
+//! gradients of a bf16 model's weights do. Results in bf16 are computed in f32 and rounded to nearest even.
 //! Sums are taken in an order that depends on shapes alone. NaN and infinity propagate as IEEE 754 arithmetic has them.
 
 use std::any::Any;
@@ -213,17 +215,17 @@ pub trait Backend: Any + Send + Sync {
     /// `mean + std * sqrt(-2 ln(1 - u)) * cos(2 pi v)`; computed in f64, then rounded (a uniform that rounds up to `high` becomes the next number below).
     fn random(&self, out: &Tensor, distribution: Distribution, seed: u64, offset: u64) -> Result<()>;
 
-    /// `out = op(x)`: f32 or f64, any strides, equal shapes. `out` may be `x` itself (the same layout).
+    /// `out = op(x)`: any strides, equal shapes. `out` may be `x` itself (the same layout).
     fn unary(&self, out: &Tensor, op: Unary, x: &Tensor) -> Result<()>;
 
-    /// `out (+)= op(a, b)`: f32 or f64, equal shapes, any strides (broadcast arguments have stride 0).
+    /// `out (+)= op(a, b)`: equal shapes, any strides (broadcast arguments have stride 0).
     /// `out` may be `a` or `b` itself (the same layout).
     fn binary(&self, out: Destination, op: Binary, a: &Tensor, b: &Tensor) -> Result<()>;
 
-    /// `out (+)= op over the dimensions in which out has size 1 and x does not`: f32 or f64, equal ranks, any strides.
+    /// `out (+)= op over the dimensions in which out has size 1 and x does not`: equal ranks, any strides.
     fn reduce(&self, out: Destination, op: Reduction, x: &Tensor) -> Result<()>;
 
-    /// `out (+)= alpha * a @ b`: a [..., m, k], b [..., k, n], out [..., m, n] with equal leading dimensions, any strides, f32 or f64,
+    /// `out (+)= alpha * a @ b`: a [..., m, k], b [..., k, n], out [..., m, n] with equal leading dimensions, any strides,
     /// accumulated in the accumulator dtype. k = 0 gives zeros.
     fn matmul(&self, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()>;
 
@@ -292,7 +294,7 @@ pub trait Backend: Any + Send + Sync {
         rstd: &Tensor,
     ) -> Result<()>;
 
-    /// Rows: rotates pairs (i, i + D/2) of each head, x and out [B, T, H, D], D even, cos and sin [T, D/2] contiguous and of x's dtype:
+    /// Rows: rotates pairs (i, i + D/2) of each head, x and out [B, T, H, D], D even, cos and sin [T, D/2] contiguous, accumulator dtype:
     /// `out_i = x_i cos - x_(i+D/2) sin`, `out_(i+D/2) = x_(i+D/2) cos + x_i sin`. `inverse` turns the other way, which is also the backward. `out` may be
     /// `x` itself. Source: Su et al., arXiv 2104.09864, with halves paired as transformers does.
     fn rope(&self, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<()>;

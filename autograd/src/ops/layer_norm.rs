@@ -27,7 +27,7 @@ impl Function for LayerNorm {
 
     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
         let ([x, weight, mean, rstd], d_y) = (saved.tensors()?, saved.d_out(d_outputs)?);
-        d_inputs.write_many([0, 1, 2], |gradients| x.layer_norm_backward(weight, mean, rstd, d_y, gradients))
+        d_inputs.wide().write_many([0, 1, 2], |gradients| x.layer_norm_backward(weight, mean, rstd, d_y, gradients))
     }
 }
 

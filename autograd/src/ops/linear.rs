@@ -72,6 +72,7 @@ impl Function for Linear {
                 d_y.matmul_into(weight, 1.0, Destination { tensor, accumulate })
             })?;
         }
+        d_inputs.wide();
         if d_inputs.wanted(1) {
             let x = saved.get(0)?;
             d_inputs.write(1, |d_weight| d_y.t()?.matmul_into(x, 1.0, d_weight))?;

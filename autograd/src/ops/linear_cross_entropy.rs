@@ -46,7 +46,7 @@ impl Function for LinearCrossEntropy {
             if d_inputs.wanted(i) {
                 let gradient = saved.get(i)?;
                 let d_loss = d_loss.cast(gradient.dtype())?;
-                d_inputs.write(i, |d| {
+                d_inputs.wide().write(i, |d| {
                     if d.tensor.dtype() == gradient.dtype() {
                         return gradient.binary_into(Binary::Mul, &d_loss, d);
                     }

@@ -42,7 +42,7 @@ impl Function for PatchEmbedding {
     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
         let d_y = saved.d_out(d_outputs)?;
         let patch = self.ids.dim(self.ids.rank() - 1);
-        d_inputs.write(0, |d_table| d_y.patch_embedding_backward(&self.index, patch, d_table))
+        d_inputs.wide().write(0, |d_table| d_y.patch_embedding_backward(&self.index, patch, d_table))
     }
 }
 

@@ -27,7 +27,7 @@ impl Function for RmsNorm {
 
     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
         let ([x, weight, rstd], d_y) = (saved.tensors()?, saved.d_out(d_outputs)?);
-        d_inputs.write_many([0, 1], |[d_x, d_weight]| x.rms_norm_backward(weight, rstd, d_y, d_x, d_weight))
+        d_inputs.wide().write_many([0, 1], |[d_x, d_weight]| x.rms_norm_backward(weight, rstd, d_y, d_x, d_weight))
     }
 }
 

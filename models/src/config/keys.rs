@@ -78,7 +78,7 @@ pub const KEYS: &[Key] = &[
     free("train.checkpoint_every", "steps between checkpoints"),
     text("train.init", "a Hugging Face folder or a run to start the weights from"),
     text("device.device", "cpu"),
-    text("device.dtype", "f32 or f64"),
+    text("device.dtype", "f32, bf16 or f64"),
     free("device.threads", "threads; absent: one per core. Results do not depend on it"),
 ];
 

@@ -52,12 +52,14 @@ choice! {
 }
 
 choice! {
-    /// Type of weights, activations and gradients.
+    /// Type of weights and activations; sums, master weights, moments and gradients of weights of a bf16 model are f32.
     pub enum Dtype: "dtype" {
         /// 32-bit floating point.
         F32 = "f32",
         /// 64-bit floating point.
         F64 = "f64",
+        /// bfloat16.
+        Bf16 = "bf16",
     }
 }
 
@@ -250,7 +252,7 @@ impl TrainConfig {
 pub struct DeviceConfig {
     /// Where the arithmetic runs.
     pub device: Device,
-    /// Type of weights, activations and gradients.
+    /// Type of weights and activations; sums, master weights, moments and gradients of weights of a bf16 model are f32.
     pub dtype: Dtype,
     /// Threads; absent for one per core. Results do not depend on it.
     pub threads: Option<usize>,

@@ -104,7 +104,7 @@ impl TrainBatch {
     /// A batch of given inputs and targets [B, T, Ko], [`IGNORE_INDEX`] where nothing is scored.
     ///
     /// # Errors
-    /// Targets of another number, no weights, a dtype other than f32 and f64.
+    /// Targets of another number, no weights, a dtype other than f32, f64 and bf16.
     pub fn with_targets(inputs: Inputs, targets: &[i32], weights: &[f64], dtype: DType) -> Result<TrainBatch> {
         let scored = targets.iter().zip(weights.iter().cycle());
         let valid_weight = scored.filter(|&(&t, _)| t != IGNORE_INDEX).map(|(_, w)| w).sum();

@@ -56,7 +56,7 @@ impl Gpt {
     /// the projections into the residual stream divided by sqrt(2 * layers)), norm weights 1, biases 0.
     ///
     /// # Errors
-    /// A contradictory configuration, a dtype other than f32 and f64, too little memory.
+    /// A contradictory configuration, a dtype other than f32, f64 and bf16, too little memory.
     pub fn new(config: &ModelConfig, dtype: DType, device: &Device, seed: u64) -> Result<Gpt> {
         config.validate()?;
         Gpt::over(config, Parameters::build(specs(config), dtype, device, seed)?)
@@ -116,7 +116,7 @@ impl Gpt {
         &self.head
     }
 
-    /// f32 or f64: the type of parameters, activations and gradients.
+    /// f32, f64 or bf16: the type of weights and activations. Losses, and the gradients of a bf16 model's weights, are f32.
     pub fn dtype(&self) -> DType {
         self.parameters.dtype()
     }

@@ -33,7 +33,7 @@ pub fn load_config(folder: &Path) -> Result<ModelConfig> {
     config::from_json(&json, &place)
 }
 
-/// The model in `folder`, its weights converted to `dtype` (f32 or f64).
+/// The model in `folder`, its weights converted to `dtype` (f32, f64 or bf16).
 ///
 /// # Errors
 /// Those of [`load_config`]; files that are missing, truncated or foreign; tensors that are missing, unexpected or of another shape

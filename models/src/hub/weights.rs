@@ -118,8 +118,9 @@ impl Loading<'_> {
             self.mismatched.push(format!("{name} of type {:?} instead of F32, F16, BF16 or F64", found.dtype()));
             return Ok(());
         };
-        let parameter = self.gpt.parameters().var(&tensor.parameter)?;
-        Ok(tensor.view(parameter.tensor())?.copy_(&values)?)
+        let parameters = self.gpt.parameters();
+        let parameter = parameters.get(&tensor.parameter)?.view(parameters.values())?;
+        Ok(tensor.view(&parameter)?.copy_(&values)?)
     }
 
     fn finish(self, folder: &Path) -> Result<()> {
@@ -134,6 +135,7 @@ impl Loading<'_> {
             .map(|(kind, names)| format!("{} {kind}: {}", names.len(), list(names)))
             .collect();
         if complaints.is_empty() {
+            self.gpt.parameters().refresh()?;
             return self.check_tied_copy(folder);
         }
         Err(Error::Checkpoint(format!(
@@ -224,8 +226,8 @@ impl View for Stored {
 pub(super) fn save(gpt: &Gpt, folder: &Path) -> Result<()> {
     let mut stored = Vec::new();
     for tensor in tensors(gpt.config()) {
-        let parameter = gpt.parameters().var(&tensor.parameter)?;
-        let values = tensor.view(parameter.tensor())?.cast(DType::F32)?.to_vec::<f32>()?;
+        let parameter = gpt.parameters().get(&tensor.parameter)?.view(gpt.parameters().values())?;
+        let values = tensor.view(&parameter)?.cast(DType::F32)?.to_vec::<f32>()?;
         let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         stored.push((tensor.name, Stored { shape: tensor.shape, bytes }));
     }

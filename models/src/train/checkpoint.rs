@@ -227,6 +227,7 @@ impl Checkpoint {
             flat.push(to_tensor(found.data(), values)?);
         }
         parameters.values().copy_(&flat[0])?;
+        parameters.refresh()?;
         optimizer.load(&flat[1], &flat[2], self.state.optimizer_steps)
     }
 }

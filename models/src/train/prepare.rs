@@ -28,6 +28,7 @@ pub fn dtype(config: &DeviceConfig) -> DType {
     match config.dtype {
         Dtype::F32 => DType::F32,
         Dtype::F64 => DType::F64,
+        Dtype::Bf16 => DType::BF16,
     }
 }
 
@@ -144,6 +145,7 @@ pub(super) fn initial_model(config: &Config, device: &Device) -> Result<Gpt> {
             let loaded = hub::load(&folder, dtype, device)?;
             let gpt = Gpt::zeros(&config.model, dtype, device)?;
             gpt.parameters().values().copy_(loaded.parameters().values())?;
+            gpt.parameters().refresh()?;
             gpt
         }
     };

@@ -19,7 +19,7 @@ fn settings_that_cannot_be_meant() {
         (&["--set=train.learning=1"], &["--set train.learning=1", "there is no key"]),
         (&["--set=train.lr"], &["--set train.lr", "section.key=value"]),
         (&["--lr=fast"], &["--lr fast", "train.lr"]),
-        (&["--dtype=bf16"], &["bf16", "not available", "f32, f64"]),
+        (&["--dtype=f16"], &["f16", "not available", "f32, f64, bf16"]),
         (&["--dtype=int8"], &["int8", "f32, f64"]),
         (&["--device=cuda"], &["cuda", "not available", "cpu"]),
         (&["--threads=0"], &["threads is 0", "at least 1"]),
