@@ -34,6 +34,7 @@ pub mod flops;
 pub mod generate;
 pub mod gpt;
 pub mod hub;
+pub mod inspect;
 pub mod optimizer;
 pub mod parameters;
 pub mod regime;

@@ -122,45 +122,50 @@ fn every_parameter_receives_a_gradient() {
         for tied_head in [false, true] {
             let config = ModelConfig { tied_head, ..config(dialect) };
             let gpt = Gpt::new(&config, DType::F64, &Device::cpu().unwrap(), 5).unwrap();
-            let regime = Regime::patch(2);
-            let windows = ids(2 * 22, 2);
-            let batch = TrainBatch::from_windows(&windows, 2, &regime, &gpt).unwrap();
-            let positions = batch.inputs().ids().dim(1);
-            let read = batch.inputs().ids().to_vec::<i32>().unwrap();
-            for (name, gradient) in gradients(&gpt, &batch, &batch.mean_scale().unwrap()) {
-                let largest = gradient.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
-                let c = config.hidden;
-                let zero_by_mathematics = |i: usize| match name.as_str() {
-                    // Rows of ids that nothing reads; a tied head gives every row a gradient.
-                    "model.embed_tokens.weight" | "transformer.wte.weight" if !tied_head => {
-                        !read.contains(&((i / c) as i32))
-                    }
-                    "transformer.wpe.weight" => i / c >= positions,
-                    _ => false,
-                };
-                // A bias of the keys adds the same to every score of a row.
-                let zero_but_for_rounding = |i: usize| name.ends_with("c_attn.bias") && (c..2 * c).contains(&i);
-                for (i, &g) in gradient.iter().enumerate() {
-                    let what = format!("{dialect}, tied {tied_head}: {name}[{i}] = {g}");
-                    if zero_by_mathematics(i) {
-                        assert_eq!(g, 0.0, "{what}");
-                    } else if zero_but_for_rounding(i) {
-                        assert!(g.abs() < 1e-13 * largest, "{what}");
-                    } else {
-                        assert!(g != 0.0 && g.is_finite(), "{what}");
-                    }
-                }
+            for regime in [Regime::token(), Regime::patch(2)] {
+                gpt.parameters().zero_gradients().unwrap();
+                let windows = ids(2 * (10 * regime.input_patch + regime.target_patch), 2);
+                let batch = TrainBatch::from_windows(&windows, 2, &regime, &gpt).unwrap();
+                check_gradients(&gpt, &batch, &format!("{dialect}, tied {tied_head}, {regime:?}"));
             }
-            // Nothing was written between the parameters, padding rows of the vocabulary included.
-            let total: f64 = gpt.parameters().gradients().to_f64_vec().unwrap().iter().map(|g| g * g).sum();
-            let mut named = 0.0;
-            for parameter in gpt.parameters().iter() {
-                let gradient = parameter.view(gpt.parameters().gradients()).unwrap();
-                named += gradient.to_f64_vec().unwrap().iter().map(|g| g * g).sum::<f64>();
-            }
-            assert!((total - named).abs() < 1e-12 * total);
         }
     }
+}
+
+/// Every element of every gradient is there, but for those that are zero by mathematics, and nothing lies between the parameters.
+fn check_gradients(gpt: &Gpt, batch: &TrainBatch, case: &str) {
+    let (c, tied_head) = (gpt.config().hidden, gpt.config().tied_head);
+    let positions = batch.inputs().ids().dim(1);
+    let read = batch.inputs().ids().to_vec::<i32>().unwrap();
+    for (name, gradient) in gradients(gpt, batch, &batch.mean_scale().unwrap()) {
+        let largest = gradient.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+        let zero_by_mathematics = |i: usize| match name.as_str() {
+            // Rows of ids that nothing reads; a tied head gives every row a gradient.
+            "model.embed_tokens.weight" | "transformer.wte.weight" if !tied_head => !read.contains(&((i / c) as i32)),
+            "transformer.wpe.weight" => i / c >= positions,
+            _ => false,
+        };
+        // A bias of the keys adds the same to every score of a row.
+        let zero_but_for_rounding = |i: usize| name.ends_with("c_attn.bias") && (c..2 * c).contains(&i);
+        for (i, &g) in gradient.iter().enumerate() {
+            let what = format!("{case}: {name}[{i}] = {g}");
+            if zero_by_mathematics(i) {
+                assert_eq!(g, 0.0, "{what}");
+            } else if zero_but_for_rounding(i) {
+                assert!(g.abs() < 1e-13 * largest, "{what}");
+            } else {
+                assert!(g != 0.0 && g.is_finite(), "{what}");
+            }
+        }
+    }
+    // Nothing was written between the parameters, padding rows of the vocabulary included.
+    let total: f64 = gpt.parameters().gradients().to_f64_vec().unwrap().iter().map(|g| g * g).sum();
+    let mut named = 0.0;
+    for parameter in gpt.parameters().iter() {
+        let gradient = parameter.view(gpt.parameters().gradients()).unwrap();
+        named += gradient.to_f64_vec().unwrap().iter().map(|g| g * g).sum::<f64>();
+    }
+    assert!((total - named).abs() < 1e-12 * total);
 }
 
 #[test]

@@ -175,6 +175,25 @@ def transcript(single, seed):
     return out
 
 
+def inspection(single, seed):
+    """Logits of every position, loss and gradients of one sequence in both regimes. At token level they are those of stock transformers
+    with labels that are the input: T positions, of which T - 1 are scored."""
+    model = in_double(single)
+    out = {}
+    for stage, k, positions in (("token", 1, 11), ("patch", PATCH_K, PATCH_T)):
+        ids = draw_ids(seed + k, 1, positions * k)
+        logits = regime_logits(model, ids, k, positions)
+        if k == 1:
+            loss = model(input_ids=ids, labels=ids).loss
+        else:
+            ids[0, 9] = ids[0, 8]  # a token twice in a patch that is a target
+            logits = regime_logits(model, ids, k, positions)
+            loss = k_fold_loss(logits[:, :-1], regime_targets(ids, k, k, positions - 1))
+        out |= {f"{stage}.ids": ids[0], f"{stage}.logits": logits[0], f"{stage}.loss": loss}
+        out |= {f"{stage}.grad.{name}": grad for name, grad in gradients(model, loss).items()}
+    return out
+
+
 # ---------------------------------------------------------------- ten optimizer steps
 
 def learning_rates():
@@ -248,6 +267,7 @@ def main():
             model.save_pretrained(FIXTURES / name)
             (FIXTURES / name / "generation_config.json").unlink(missing_ok=True)
             write(name, transcript(model, seed=100 * (index + 1)))
+            write(f"inspect_{name}", inspection(model, seed=10_000 * (index + 1)))
             if name != "llama_tied":
                 write(f"adamw_{name}", adamw_transcript(model, seed=1000 * (index + 1)))
         write("ops", ops.transcript(seed=7))

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 EPS = 1e-5
+PATCHES = (1, 2, 3, 4, 8, 16)
+HEADS = (16, 64, 80, 96, 128)
 
 
 def rope_tables(positions, head, base, dtype):
@@ -56,6 +58,12 @@ def cross_entropy(logits, targets, weights):
     return (weighted * nll).sum() / weighted.sum()
 
 
+def k_fold(logits, targets):
+    """logits [N, V], targets [N, K]: the loss of patch-level training as its authors write it."""
+    log_probabilities = F.log_softmax(logits, dim=-1)
+    return sum(F.nll_loss(log_probabilities, targets[:, k]) for k in range(targets.shape[1])) / targets.shape[1]
+
+
 def transcript(seed):
     generator = torch.Generator().manual_seed(seed)
     out = {}
@@ -100,4 +108,22 @@ def transcript(seed):
     for name, weights in (("uniform", [1.0, 1.0, 1.0]), ("harmonic", [1.0, 1 / 2, 1 / 3])):
         constants = {"targets": targets, "weights": torch.tensor(weights, dtype=torch.float64)}
         record(f"cross_entropy.{name}", cross_entropy, constants, logits=normal(5, 11, scale=2.0))
+
+    # The authors' form: the mean over k of K losses of one target each. A token may occur twice among the targets of a row.
+    for k in PATCHES:
+        targets = {"targets": torch.randint(0, 13, (7, k), generator=generator)}
+        record(f"k_fold.{k}", k_fold, targets, logits=normal(7, 13, scale=2.0))
+
+    # Attention at the head sizes of the models, two query heads on one of the keys.
+    for head in HEADS:
+        q, k, v = normal(1, 5, 2, head), normal(1, 5, 1, head), normal(1, 5, 1, head)
+        record(f"attention.{head}", attention, q=q, k=k, v=v)
+
+    # Logits up to 1e4, and a mask of -inf.
+    logits = normal(4, 9, scale=3e3)
+    logits[:, 0] = 1e4
+    logits[:, 1] = 1e4 - 0.5
+    record("softmax.large", lambda x: x.softmax(-1), x=logits)
+    targets = {"targets": torch.tensor([[0, 1], [1, 1], [5, 0], [1, 0]])}
+    record("k_fold.large", k_fold, targets, logits=logits.detach().clone())
     return out

@@ -68,6 +68,13 @@ impl Array {
         &mut self.data[n]
     }
 
+    /// The index tuple of the element with row-major number `i`.
+    pub fn index(&self, mut i: usize) -> Vec<usize> {
+        let mut index: Vec<usize> = self.shape.iter().rev().map(|&size| (i % size, i /= size).0).collect();
+        index.reverse();
+        index
+    }
+
     fn number(&self, index: &[usize]) -> usize {
         assert_eq!(index.len(), self.shape.len());
         index.iter().zip(&self.shape).fold(0, |n, (&i, &size)| {
@@ -78,17 +85,44 @@ impl Array {
 
     /// The elements rounded to `dtype`, so that a reference sees exactly what a kernel sees.
     pub fn rounded(&self, dtype: DType) -> Array {
-        let mut out = self.clone();
-        if dtype == DType::F32 {
-            out.data.iter_mut().for_each(|x| *x = *x as f32 as f64);
-        }
-        out
+        Array::from_fn(&self.shape, |i| round_to(self.data[i], dtype))
     }
 
     /// The contents of a tensor.
     pub fn of(tensor: &Tensor) -> Result<Array> {
         Ok(Array { shape: tensor.shape().to_vec(), data: tensor.to_f64_vec()? })
     }
+}
+
+/// `x` rounded to nearest, ties to even, in a floating-point `dtype`: to a multiple of the spacing of numbers at its magnitude, and to
+/// infinity from half a spacing above the largest number on. Integers and f64 are left alone.
+pub fn round_to(x: f64, dtype: DType) -> f64 {
+    // Bits behind the leading one, exponent of the smallest normal number, largest number.
+    let (bits, smallest, largest) = match dtype {
+        DType::F32 => (23, -126, f64::from(f32::MAX)),
+        DType::F16 => (10, -14, 65504.0),
+        DType::BF16 => (7, -126, f64::from(f32::MAX) / (2.0 - 2f64.powi(-23)) * (2.0 - 2f64.powi(-7))),
+        DType::F64 | DType::I32 | DType::I64 => return x,
+    };
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    // The exponent is that of the f64, from its bits: a logarithm could round across a power of two.
+    let exponent = ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+    let spacing = 2f64.powi(exponent.max(smallest) - bits);
+    let rounded = (x / spacing).round_ties_even() * spacing;
+    if rounded.abs() > largest { f64::INFINITY.copysign(x) } else { rounded }
+}
+
+/// Row-major number in `shape`, which broadcasts to `out`, of the element that meets element `i` of `out`.
+pub fn met_by(shape: &[usize], out: &[usize], mut i: usize) -> usize {
+    let mut index = vec![0; out.len()];
+    for d in (0..out.len()).rev() {
+        index[d] = i % out[d];
+        i /= out[d];
+    }
+    let lead = out.len() - shape.len();
+    (0..shape.len()).fold(0, |n, d| n * shape[d] + if shape[d] == 1 { 0 } else { index[lead + d] })
 }
 
 /// How an input lies in memory.

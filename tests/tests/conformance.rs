@@ -1,67 +1,19 @@
-//! Every case of every table, forward and backward, on every backend and dtype, against the naive f64 reference.
+//! Every case of every table, forward and backward, on every backend, dtype and instruction path, against the naive f64 reference.
 
-use patchgpt_autograd::{Var, no_grad};
-use patchgpt_tensor::{DType, Device, PRIMITIVES};
+use std::process::Command;
+
+use patchgpt_tensor::{DType, Device};
 use patchgpt_tests::array::Array;
-use patchgpt_tests::cases::{self, Case};
-use patchgpt_tests::tolerance;
+use patchgpt_tests::cases;
+use patchgpt_tests::conformance::{self, Computed, check, check_direct, compute};
 
 /// Devices under test: the CPU with one and with several threads.
 fn devices() -> Vec<Device> {
     [1, 3].iter().map(|&n| Device::cpu_with_threads(n).expect("a CPU")).collect()
 }
 
-/// The case's output and input gradients on a device.
-fn compute(
-    case: &Case,
-    dtype: DType,
-    device: &Device,
-    d_out: &Array,
-) -> Result<(Array, Vec<Array>), Box<dyn std::error::Error>> {
-    let vars: Vec<Var> = case
-        .inputs
-        .iter()
-        .map(|(array, placement)| Ok(Var::parameter(placement.place(array, dtype, device)?)))
-        .collect::<Result<_, patchgpt_tensor::Error>>()?;
-    let untracked = no_grad(|| (case.run)(&vars))?;
-    let out = (case.run)(&vars)?;
-    let (a, b) = (Array::of(untracked.tensor())?, Array::of(out.tensor())?);
-    if a.data.iter().zip(&b.data).any(|(x, y)| x.to_bits() != y.to_bits()) {
-        return Err("tracked and untracked outputs differ".into());
-    }
-    let seed = patchgpt_tensor::Tensor::from_slice(&d_out.data, out.shape(), device)?.cast(dtype)?;
-    out.backward_with(&seed, false)?;
-    let gradients = vars
-        .iter()
-        .map(|v| match v.gradient() {
-            Some(g) => Array::of(&g),
-            None => Ok(Array { shape: vec![usize::MAX], data: vec![] }),
-        })
-        .collect::<Result<_, _>>()?;
-    Ok((b, gradients))
-}
-
-fn check(case: &Case, dtype: DType, device: &Device) -> Result<(), String> {
-    let values: Vec<Array> = case.inputs.iter().map(|(a, p)| p.values(&a.rounded(dtype))).collect();
-    let expected = (case.forward)(&values);
-    let d_out = Array::random(&expected.shape, 1.0, 99).rounded(dtype);
-    let expected_gradients = (case.backward)(&values, &d_out);
-    let (out, gradients) = compute(case, dtype, device, &d_out).map_err(|e| e.to_string())?;
-    // Inputs of large magnitude carry that magnitude's rounding into an exponent.
-    let magnitude = values.iter().flat_map(|a| &a.data).fold(1.0, |m: f64, x| m.max(x.abs()));
-    let allowed = tolerance::relative(dtype, case.reduction) * magnitude.sqrt();
-    let mut failures = Vec::new();
-    if let Some(m) = tolerance::mismatch(&out, &expected, allowed) {
-        failures.push(format!("output: {m}"));
-    }
-    // A gradient is a sum of terms of the size of d_out, which may cancel (a norm over a row of one element, for instance).
-    let terms = d_out.data.iter().fold(1e-3, |m: f64, x| m.max(x.abs()));
-    for (i, (got, expected)) in gradients.iter().zip(&expected_gradients).enumerate() {
-        if let Some(m) = tolerance::mismatch_above(got, expected, allowed, terms) {
-            failures.push(format!("gradient of input {i}: {m}"));
-        }
-    }
-    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+fn assert_none(failures: Vec<String>) {
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]
@@ -69,22 +21,61 @@ fn every_case_agrees_with_its_reference() {
     let mut failures = Vec::new();
     for device in devices() {
         for dtype in [DType::F64, DType::F32] {
-            for case in cases::all() {
-                if let Err(e) = check(&case, dtype, &device) {
-                    failures.push(format!("{} in {dtype} on {device}: {e}", case.label()));
-                }
-            }
+            failures.extend(conformance::differentiable(&device, dtype));
         }
     }
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    assert_none(failures);
+}
+
+#[test]
+fn primitives_without_gradient_agree_with_their_reference() {
+    assert_none(devices().iter().flat_map(conformance::direct).collect());
+}
+
+/// The paths that the other tests of this process do not take; each in a process of its own, since a path is chosen once.
+#[test]
+fn every_instruction_path_agrees_with_the_reference() {
+    const VARIABLE: &str = "PATCHGPT_CPU";
+    let own = Device::cpu_with_threads(1).expect("a CPU").backend().name();
+    let mut paths = 0;
+    for path in ["portable", "avx2", "avx512"] {
+        if std::env::var_os(VARIABLE).is_some() || own.contains(path) {
+            continue;
+        }
+        let run = |test: &str| {
+            let program = std::env::current_exe().expect("this program");
+            let arguments = ["--exact", test, "--test-threads=1"];
+            Command::new(program).args(arguments).env(VARIABLE, path).output().expect("a process")
+        };
+        let probe = run("a_device_opens");
+        if !probe.status.success() {
+            // Only a processor that lacks the instructions may refuse.
+            assert!(String::from_utf8_lossy(&probe.stdout).contains("lacks"), "{path} does not open");
+            continue;
+        }
+        paths += 1;
+        for test in ["every_case_agrees_with_its_reference", "primitives_without_gradient_agree_with_their_reference"] {
+            let output = run(test);
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{path}: {said}");
+        }
+    }
+    // The portable path is on every machine, and is the best one on none that has another.
+    assert!(paths > 0 || own.contains("portable") || std::env::var_os(VARIABLE).is_some());
+}
+
+#[test]
+fn a_device_opens() {
+    if let Err(error) = Device::cpu_with_threads(1) {
+        panic!("{error}");
+    }
 }
 
 #[test]
 fn a_wrong_reference_is_noticed() {
     // The comparison itself must be able to fail: one element of one gradient off by a thousandth.
     let device = Device::cpu().expect("a CPU");
-    let mut noticed = 0;
-    let mut tried = 0;
+    let (mut noticed, mut tried) = (0, 0);
     for mut case in cases::all() {
         if case.inputs[0].0.data.is_empty() {
             continue;
@@ -99,17 +90,21 @@ fn a_wrong_reference_is_noticed() {
         tried += 1;
         noticed += usize::from(check(&case, DType::F64, &device).is_err());
     }
-    assert_eq!(noticed, tried);
-}
-
-#[test]
-fn every_primitive_has_cases() {
-    let tables: Vec<&str> = cases::all().iter().map(|c| c.op).collect();
-    // Covered by tests of their own, in which nothing is differentiated.
-    let direct = ["fill", "random", "adamw", "global_norm"];
-    for primitive in PRIMITIVES {
-        assert!(tables.contains(primitive) || direct.contains(primitive), "{primitive} has no case table");
+    for mut case in cases::direct() {
+        let expected = case.expected;
+        if expected(DType::F64).iter().all(|a| a.data.is_empty()) {
+            continue;
+        }
+        case.expected = Box::new(move |dtype| {
+            let mut arrays = expected(dtype);
+            let first = arrays.iter_mut().find_map(|a| a.data.first_mut()).expect("an element");
+            *first = if first.is_finite() { *first * 1.001 + 1e-3 } else { 0.0 };
+            arrays
+        });
+        tried += 1;
+        noticed += usize::from(check_direct(&case, DType::F64, &device).is_err());
     }
+    assert_eq!(noticed, tried);
 }
 
 #[test]
@@ -124,11 +119,25 @@ fn results_do_not_depend_on_the_number_of_threads() {
                 .iter()
                 .map(|d| compute(&case, dtype, d, &d_out).unwrap_or_else(|e| panic!("{}: {e}", case.label())))
                 .collect();
-            let bits = |(out, gradients): &(Array, Vec<Array>)| -> Vec<u64> {
-                gradients.iter().chain([out]).flat_map(|a| a.data.iter().map(|x| x.to_bits())).collect()
+            let bits = |computed: &Computed| -> Vec<u64> {
+                let arrays = computed.gradients.iter().flatten().chain([&computed.output]);
+                arrays.flat_map(|a| a.data.iter().map(|x| x.to_bits())).collect()
             };
             for other in &results[1..] {
                 assert_eq!(bits(&results[0]), bits(other), "{} in {dtype}", case.label());
+            }
+        }
+    }
+    for case in cases::direct() {
+        for &dtype in case.dtypes {
+            let run = |device: &Device| {
+                let outputs = (case.run)(dtype, device).unwrap_or_else(|e| panic!("{}: {e}", case.label()));
+                let values = outputs.iter().flat_map(|t| t.to_f64_vec().expect("a tensor"));
+                values.map(f64::to_bits).collect::<Vec<u64>>()
+            };
+            let first = run(&devices[0]);
+            for device in &devices[1..] {
+                assert_eq!(first, run(device), "{} in {dtype}", case.label());
             }
         }
     }

@@ -7,6 +7,7 @@ use std::cell::Cell;
 
 use patchgpt_tensor::{DType, Device, Tensor};
 
+use super::index_of;
 use super::report::Comparison;
 use crate::{Error, Result, Var, no_grad};
 
@@ -30,11 +31,7 @@ impl Difference {
     }
 
     pub(super) fn comparison(&self, shape: &[usize]) -> Comparison {
-        let index = self.index.map(|mut rest| {
-            let mut index: Vec<usize> = shape.iter().rev().map(|&d| (rest % d, rest /= d).0).collect();
-            index.reverse();
-            index
-        });
+        let index = self.index.map(|element| index_of(shape, element));
         Comparison {
             index,
             analytic: self.analytic,

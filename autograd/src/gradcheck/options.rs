@@ -26,6 +26,8 @@ pub struct Options {
     pub step: f64,
     /// Largest error allowed, relative to the norm of the input's gradient.
     pub tolerance: f64,
+    /// Errors up to this size are excused. They certify nothing: a check in which everything is excused is unchecked.
+    pub absolute: f64,
     /// Inputs of up to so many elements are checked element by element, larger ones along random directions.
     pub element_limit: usize,
     /// Random directions for each large input.
@@ -37,6 +39,12 @@ pub struct Options {
     /// Also run the function twice on the same inputs, whose gradients must then double: catches a backward that overwrites what it
     /// should add to, or that writes to the gradient it was given.
     pub second_use: bool,
+    /// Also run with each input tracked alone and the others constant, which must give the same gradient.
+    pub each_alone: bool,
+    /// Also run with gradients that are views with gaps of memory that holds something, to which backward must add.
+    pub strided_gradients: bool,
+    /// Also overwrite each input, and the output, between forward and backward, which must refuse or not care.
+    pub in_place_writes: bool,
     /// Elements for which one of these says true are left out; see [`Options::kinks`] and [`Options::kinks_at`].
     pub kinks: Vec<Kink>,
 }
@@ -46,11 +54,15 @@ impl Default for Options {
         Options {
             step: 2e-3,
             tolerance: 1e-6,
+            absolute: 0.0,
             element_limit: 256,
             directions: 6,
             seed: 0,
             zero_inputs: Vec::new(),
             second_use: true,
+            each_alone: true,
+            strided_gradients: true,
+            in_place_writes: true,
             kinks: Vec::new(),
         }
     }
@@ -79,11 +91,15 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("step", &self.step)
             .field("tolerance", &self.tolerance)
+            .field("absolute", &self.absolute)
             .field("element_limit", &self.element_limit)
             .field("directions", &self.directions)
             .field("seed", &self.seed)
             .field("zero_inputs", &self.zero_inputs)
             .field("second_use", &self.second_use)
+            .field("each_alone", &self.each_alone)
+            .field("strided_gradients", &self.strided_gradients)
+            .field("in_place_writes", &self.in_place_writes)
             .field("kinks", &self.kinks.len())
             .finish()
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::Options;
 use super::difference::Difference;
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ pub struct InputReport {
     pub method: Method,
     /// Comparisons within the tolerance.
     pub agreed: usize,
-    /// Comparisons beyond the tolerance but within the error of the differences.
+    /// Comparisons beyond the tolerance but within the error of the differences or the absolute tolerance.
     pub excused: usize,
     /// Comparisons that failed.
     pub failed: usize,
@@ -68,7 +69,8 @@ pub struct InputReport {
 pub struct Report {
     /// One for each input.
     pub inputs: Vec<InputReport>,
-    /// What else is wrong: gradients that do not add up, outputs that depend on strides or recording.
+    /// What else is wrong: gradients that do not add up or that depend on what else is tracked, outputs that depend on strides or recording, tensors
+    /// that changed unnoticed.
     pub problems: Vec<String>,
     /// Runs of the function.
     pub evaluations: usize,
@@ -124,7 +126,7 @@ impl InputReport {
         found: &[Difference],
         skipped: usize,
         scale: f64,
-        tolerance: f64,
+        options: &Options,
         zero: bool,
     ) -> InputReport {
         let (mut agreed, mut excused, mut failed) = (0, 0, 0);
@@ -134,11 +136,11 @@ impl InputReport {
             let within = match zero {
                 true => !error.is_nan() && d.analytic.abs().max(d.numeric.abs()) <= d.uncertainty,
                 // Where the differences are as uncertain as the gradient is large, agreement says nothing.
-                false => error <= tolerance * scale && d.uncertainty < scale,
+                false => error <= options.tolerance * scale && d.uncertainty < scale,
             };
             if within {
                 agreed += 1;
-            } else if !zero && error <= d.uncertainty {
+            } else if !zero && error <= d.uncertainty.max(options.absolute) {
                 excused += 1;
             } else {
                 failed += 1;
@@ -183,7 +185,7 @@ impl fmt::Display for Report {
         let verdict = match self.verdict() {
             Verdict::Passed => "passed",
             Verdict::Failed => "failed",
-            Verdict::Unchecked => "unchecked: the differences are too coarse to certify anything",
+            Verdict::Unchecked => "unchecked: nothing was certified",
         };
         write!(f, "gradient check {verdict}, {} evaluations", self.evaluations)?;
         for problem in &self.problems {

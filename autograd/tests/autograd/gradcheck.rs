@@ -201,6 +201,11 @@ fn kinks_are_declared() {
         let report = gradcheck(abs, x, &options).unwrap().into_result().unwrap();
         assert_eq!((report.inputs[0].agreed, report.inputs[0].skipped), (2, 2));
     }
+    // A gradient that is not finite fails, skipped or not: the root of the square divides zero by zero at 0.
+    let root = |v: &[Var]| v[0].square()?.sqrt();
+    let report = gradcheck(root, x, &Options::default().kinks_at(&[0.0])).unwrap();
+    assert_eq!(report.verdict(), Verdict::Failed, "{report}");
+    assert!(report.to_string().contains("input 0: its gradient at [1] is NaN"), "{report}");
     // All skipped: nothing was checked.
     let all = Options::default().kinks(|_| true);
     assert_eq!(gradcheck(abs, x, &all).unwrap().verdict(), Verdict::Unchecked);
@@ -231,4 +236,136 @@ fn not_finite_never_passes() {
     assert_eq!(report.verdict(), Verdict::Failed, "{report}");
     let report = gradcheck(|v: &[Var]| v[0].affine(1e300, 0.0)?.square(), &[x], &Options::default()).unwrap();
     assert_eq!(report.verdict(), Verdict::Failed, "{report}");
+}
+
+#[test]
+fn an_absolute_tolerance_excuses_and_never_certifies() {
+    let x = normal(&[3, 5], 1);
+    let wrong = |v: &[Var]| Ok(apply(Square(Mistake::DroppedFactor), &[&v[0]])?.remove(0));
+    let generous = Options { absolute: 1e9, ..Options::default() };
+    let report = gradcheck(wrong, std::slice::from_ref(&x), &generous).unwrap();
+    assert_eq!(report.verdict(), Verdict::Unchecked, "{report}");
+    assert_eq!((report.inputs[0].agreed, report.inputs[0].failed), (0, 0));
+    // Along directions, too.
+    let report = gradcheck(wrong, &[normal(&[40, 25], 2)], &generous).unwrap();
+    assert_eq!(report.verdict(), Verdict::Unchecked, "{report}");
+    // What is right is certified all the same, and one excused element does not take that away.
+    let right = |v: &[Var]| v[0].square();
+    assert_eq!(gradcheck(right, std::slice::from_ref(&x), &generous).unwrap().verdict(), Verdict::Passed);
+    let slightly = |v: &[Var]| Ok(apply(Square(Mistake::OneElement(7)), &[&v[0]])?.remove(0));
+    let report =
+        gradcheck(slightly, std::slice::from_ref(&x), &Options { absolute: 10.0, ..Options::default() }).unwrap();
+    assert_eq!((report.verdict(), report.inputs[0].excused), (Verdict::Passed, 1), "{report}");
+    // It excuses no NaN, and no declared zero.
+    let nan = |v: &[Var]| Ok(apply(Square(Mistake::NotANumber(7)), &[&v[0]])?.remove(0));
+    assert_eq!(gradcheck(nan, std::slice::from_ref(&x), &generous).unwrap().verdict(), Verdict::Failed);
+    let zero = Options { zero_inputs: vec![0], ..generous };
+    assert_eq!(gradcheck(right, std::slice::from_ref(&x), &zero).unwrap().verdict(), Verdict::Failed);
+    for absolute in [-1.0, f64::NAN, f64::INFINITY] {
+        assert!(gradcheck(right, std::slice::from_ref(&x), &Options { absolute, ..Options::default() }).is_err());
+    }
+}
+
+/// How a product treats inputs that need no gradient, and tensors that it keeps for backward.
+#[derive(Clone, Copy, PartialEq)]
+enum Habit {
+    /// Saves what each gradient needs.
+    Careful,
+    /// Halves the gradient of an input if the other one is constant.
+    NeedsBoth,
+    /// Gives no gradient to the second input unless the first is tracked.
+    ForgetsTheSecond,
+    /// Keeps its inputs behind the back of the graph.
+    Hides,
+}
+
+struct Product(Habit, std::sync::Mutex<Vec<Tensor>>);
+
+impl Function for Product {
+    fn name(&self) -> &'static str {
+        "product under test"
+    }
+
+    fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
+        match self.0 {
+            Habit::Hides => self.1.lock().unwrap().extend(inputs.iter().map(|x| (*x).clone())),
+            _ => inputs.iter().for_each(|x| context.save(x)),
+        }
+        Ok(vec![inputs[0].mul(inputs[1])?])
+    }
+
+    fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
+        let d_y = saved.d_out(d_outputs)?;
+        let hidden = self.1.lock().unwrap();
+        for i in 0..2 {
+            let other = if self.0 == Habit::Hides { &hidden[1 - i] } else { saved.get(1 - i)? };
+            let half = self.0 == Habit::NeedsBoth && !d_inputs.wanted(1 - i);
+            if self.0 == Habit::ForgetsTheSecond && !d_inputs.wanted(0) {
+                return Ok(());
+            }
+            d_inputs.add(i, d_y.mul(other)?.affine(if half { 0.5 } else { 1.0 }, 0.0)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_product(habit: Habit, inputs: &[Tensor], options: &Options) -> Result<Report> {
+    let product = |v: &[Var]| Ok(apply(Product(habit, Default::default()), &[&v[0], &v[1]])?.remove(0));
+    gradcheck(product, inputs, options)
+}
+
+#[test]
+fn inputs_that_need_no_gradient_change_nothing() {
+    let inputs = [normal(&[3, 5], 1), normal(&[3, 5], 2)];
+    check_product(Habit::Careful, &inputs, &Options::default()).unwrap().into_result().unwrap();
+    let report = check_product(Habit::NeedsBoth, &inputs, &Options::default()).unwrap();
+    assert_eq!(report.verdict(), Verdict::Failed, "{report}");
+    assert!(report.problems.len() == 2 && report.problems[0].contains("input 0: tracked alone"), "{report}");
+    let message = check_product(Habit::ForgetsTheSecond, &inputs, &Options::default()).unwrap_err().to_string();
+    assert!(message.contains("product under test") && message.contains("input 1"), "{message}");
+    // Without that part of the check the mistake is out of sight.
+    let options = Options { each_alone: false, ..Options::default() };
+    assert_eq!(check_product(Habit::NeedsBoth, &inputs, &options).unwrap().verdict(), Verdict::Passed);
+}
+
+#[test]
+fn tensors_that_change_before_backward_are_noticed() {
+    let inputs = [normal(&[3, 5], 1), normal(&[3, 5], 2)];
+    let report = check_product(Habit::Hides, &inputs, &Options::default()).unwrap();
+    assert_eq!(report.verdict(), Verdict::Failed, "{report}");
+    assert!(report.problems.len() == 2 && report.problems[1].contains("input 1: written in place"), "{report}");
+    assert!(report.inputs.iter().all(|input| input.verdict == Verdict::Passed), "{report}");
+    let options = Options { in_place_writes: false, ..Options::default() };
+    assert_eq!(check_product(Habit::Hides, &inputs, &options).unwrap().verdict(), Verdict::Passed);
+}
+
+/// Every run of the function is counted, those of the parts that can be turned off too.
+#[test]
+fn evaluations_are_counted() {
+    let runs = std::cell::Cell::new(0);
+    let f = |v: &[Var]| {
+        runs.set(runs.get() + 1);
+        v[0].mul(&v[1])
+    };
+    let inputs = [normal(&[2], 1), normal(&[2], 2)];
+    let off = Options {
+        second_use: false,
+        each_alone: false,
+        strided_gradients: false,
+        in_place_writes: false,
+        ..Options::default()
+    };
+    let count = |options: Options| {
+        runs.set(0);
+        let report = gradcheck(f, &inputs, &options).unwrap();
+        assert_eq!(report.evaluations, runs.get());
+        runs.get()
+    };
+    // One with gradients, one without recording, four for each of four elements.
+    let least = count(off.clone());
+    assert_eq!(least, 2 + 4 * 4);
+    assert_eq!(count(Options { second_use: true, ..off.clone() }), least + 2);
+    assert_eq!(count(Options { each_alone: true, ..off.clone() }), least + 2);
+    assert_eq!(count(Options { strided_gradients: true, ..off.clone() }), least + 1);
+    assert_eq!(count(Options { in_place_writes: true, ..off }), least + 3);
 }

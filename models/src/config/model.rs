@@ -50,6 +50,9 @@ pub struct ModelConfig {
     pub init_std: f64,
 }
 
+/// Positions up to which f32 counts exactly, and tables of the rotation fit into memory.
+const MOST_POSITIONS: usize = 1 << 24;
+
 impl ModelConfig {
     /// D, size of one head: hidden / heads.
     pub fn head_dim(&self) -> usize {
@@ -113,6 +116,12 @@ impl ModelConfig {
                 "a model with layers = {}, hidden = {}, ffn = {}, vocab_size = {} and max_positions = {} is beyond any \
                  machine: choose smaller sizes",
                 self.layers, self.hidden, self.ffn, self.vocab_size, self.max_positions
+            ));
+        }
+        if self.max_positions > MOST_POSITIONS {
+            return fail(format!(
+                "model.max_positions = {} is beyond any context that was trained: choose {MOST_POSITIONS} at most",
+                self.max_positions
             ));
         }
         let (hidden, heads, kv_heads) = (self.hidden, self.heads, self.kv_heads);

@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 const PIECE_BYTES: usize = 1 << 16;
 /// A pair seen once says nothing about the language; merging it would only spell out the training text.
 const MINIMUM_PAIR_COUNT: u64 = 2;
+/// Ids may leave room for so many times the tokens there are, and for a gap before tokens that were added.
+const SPARSEST: u64 = 4;
+const LONGEST_GAP: u64 = 1 << 20;
 
 /// How a tokenizer treats text, which decides how encoding can be cut and how ids become text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,11 +152,12 @@ impl Tokenizer {
             }
         }
         let content = std::fs::read(&file).map_err(Error::io("read the tokenizer", &file))?;
-        let inner = tokenizers::Tokenizer::from_bytes(content);
-        Tokenizer::examine(inner.map_err(|error| failure(&name, &error))?, &name)
+        Tokenizer::examine(parse(&content, &name)?, &name)
     }
 
     fn examine(mut inner: tokenizers::Tokenizer, name: &str) -> Result<Self> {
+        // Before anything that goes through all ids up to the largest.
+        check_ids(&inner, name)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| failure(name, &error))?;
         let text = inner.to_string(false).map_err(|error| failure(name, &error))?;
@@ -339,6 +343,35 @@ fn byte_characters() -> [char; 256] {
             character
         }
     })
+}
+
+/// The tokenizer that a `tokenizer.json` describes. The library that reads it panics on a decoder that is none, so what it would
+/// meet is checked before; should it panic all the same, that is an error of the file too.
+fn parse(content: &[u8], name: &str) -> Result<tokenizers::Tokenizer> {
+    let description: Value = serde_json::from_slice(content).map_err(|error| failure(name, &error))?;
+    let decoder = &description["decoder"];
+    if !decoder.is_null() && !decoder["type"].is_string() {
+        return Err(Error::Tokenizer(format!("the tokenizer `{name}` has a decoder without a type: {decoder}")));
+    }
+    let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(content));
+    match read {
+        Ok(inner) => inner.map_err(|error| failure(name, &error)),
+        Err(_) => {
+            Err(Error::Tokenizer(format!("the tokenizer `{name}` is damaged: the library for it cannot read it")))
+        }
+    }
+}
+
+/// Refuses ids so far beyond the number of tokens that a table of them would be mostly empty, and could be of any size.
+fn check_ids(inner: &tokenizers::Tokenizer, name: &str) -> Result<()> {
+    let ids = inner.get_vocab(false).into_values().chain(inner.get_added_tokens_decoder().into_keys());
+    let (count, largest) = ids.fold((0u64, 0), |(count, largest), id| (count + 1, id.max(largest)));
+    if u64::from(largest) > SPARSEST * count + LONGEST_GAP {
+        return Err(Error::Tokenizer(format!(
+            "the tokenizer `{name}` has {count} tokens with ids up to {largest}: so large an id is a mistake in the file"
+        )));
+    }
+    Ok(())
 }
 
 /// The bytes every id stands for.

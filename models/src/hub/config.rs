@@ -1,5 +1,5 @@
 //! `config.json` of transformers to and from a [`ModelConfig`]: `LlamaForCausalLM` and `GPT2LMHeadModel`.
-//! The base of the rotation stands both where transformers 5 reads it (`rope_parameters`) and where version 4 does
+//! The base of the rotation is written both where transformers 5 reads it (`rope_parameters`) and where version 4 does
 //! (`rope_theta`). What a file asks for and this model cannot do is an error that names the key; dropout is ignored.
 
 use serde_json::{Value, json};
@@ -12,6 +12,8 @@ const LLAMA_NORM_EPS: f64 = 1e-6;
 const GPT2_NORM_EPS: f64 = 1e-5;
 const ROPE_THETA: f64 = 10000.0;
 const INIT_STD: f64 = 0.02;
+/// Where the rotation is described: version 5 of transformers reads the first, and takes the second for it.
+const ROPE_KEYS: [&str; 2] = ["rope_parameters", "rope_scaling"];
 
 /// The `config.json` that makes transformers build this model.
 pub(super) fn to_json(config: &ModelConfig) -> Value {
@@ -83,22 +85,24 @@ pub(super) fn from_json(json: &Value, place: &str) -> Result<ModelConfig> {
             )));
         }
     };
+    keys.only("quantization_config", &Value::Null, &[])?;
     config.validate().map_err(|error| Error::Checkpoint(format!("{place}: {error}")))?;
     Ok(config)
 }
 
 fn llama(keys: &Keys) -> Result<ModelConfig> {
-    keys.only("hidden_act", &json!("silu"), &["silu"])?;
-    for key in ["attention_bias", "mlp_bias"] {
+    keys.only("hidden_act", &json!("silu"), &["silu", "swish"])?;
+    for key in ["attention_bias", "mlp_bias", "rope_interleaved"] {
         keys.only(key, &json!(false), &[])?;
     }
-    for key in ["rope_scaling", "sliding_window"] {
-        match key {
-            "rope_scaling" => keys.plain_rope(key)?,
-            _ => keys.only(key, &Value::Null, &[])?,
-        }
+    for key in ["sliding_window", "no_rope_layers"] {
+        keys.only(key, &Value::Null, &[])?;
     }
-    keys.plain_rope("rope_parameters")?;
+    keys.whole_rotation("partial_rotary_factor", keys.get("partial_rotary_factor"))?;
+    keys.full_attention()?;
+    for key in ROPE_KEYS {
+        keys.plain_rope(key)?;
+    }
     let heads = keys.size("num_attention_heads")?;
     let config = ModelConfig {
         preset: None,
@@ -213,21 +217,46 @@ impl Keys<'_> {
     /// Refuses a scaled rotation; version 4 named the kind `type`, later ones `rope_type`.
     fn plain_rope(&self, key: &str) -> Result<()> {
         let Some(rope) = self.get(key) else { return Ok(()) };
-        match rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str) {
-            Some("default") => Ok(()),
-            None if rope.is_object() && rope.get("factor").is_none() => Ok(()),
-            _ => Err(self.unsupported(key, &rope.to_string(), "absent, null or of rope_type \"default\"")),
+        let kind = rope.get("rope_type").or_else(|| rope.get("type"));
+        // Without a kind, anything but a base could be a scaling, or a table with a rotation for each kind of layer.
+        let only_base = |rope: &serde_json::Map<String, Value>| {
+            rope.keys().all(|key| ["rope_theta", "partial_rotary_factor"].contains(&key.as_str()))
+        };
+        match kind.map(Value::as_str) {
+            Some(Some("default")) => {}
+            None if rope.as_object().is_some_and(only_base) => {}
+            _ => return Err(self.unsupported(key, &rope.to_string(), "absent, null or of rope_type \"default\"")),
+        }
+        self.whole_rotation(&format!("{key}.partial_rotary_factor"), rope.get("partial_rotary_factor"))
+    }
+
+    /// Refuses a rotation of a part of each head.
+    fn whole_rotation(&self, key: &str, factor: Option<&Value>) -> Result<()> {
+        match factor.filter(|factor| !factor.is_null()) {
+            Some(factor) if factor.as_f64() != Some(1.0) => Err(self.unsupported(key, &factor.to_string(), "1")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses layers whose attention is not that over all earlier positions.
+    fn full_attention(&self) -> Result<()> {
+        let Some(kinds) = self.get("layer_types") else { return Ok(()) };
+        match kinds.as_array() {
+            Some(kinds) if kinds.iter().all(|kind| kind == "full_attention") => Ok(()),
+            _ => Err(self.unsupported("layer_types", &kinds.to_string(), "\"full_attention\" throughout")),
         }
     }
 
     fn rope_theta(&self) -> Result<f64> {
-        let nested = self.get("rope_parameters").and_then(|rope| rope.get("rope_theta"));
-        match nested.filter(|theta| !theta.is_null()) {
-            Some(theta) => theta.as_f64().ok_or_else(|| {
-                Error::Checkpoint(format!("{}: `rope_parameters.rope_theta` must be a number, not {theta}", self.place))
-            }),
-            None => self.number_or("rope_theta", ROPE_THETA),
+        for key in ROPE_KEYS {
+            let nested = self.get(key).and_then(|rope| rope.get("rope_theta"));
+            if let Some(theta) = nested.filter(|theta| !theta.is_null()) {
+                return theta.as_f64().ok_or_else(|| {
+                    Error::Checkpoint(format!("{}: `{key}.rope_theta` must be a number, not {theta}", self.place))
+                });
+            }
         }
+        self.number_or("rope_theta", ROPE_THETA)
     }
 }
 
@@ -265,6 +294,17 @@ mod tests {
             ("tiny", "rope_scaling", json!({ "factor": 2.0 })),
             ("tiny", "rope_parameters", json!({ "rope_type": "llama3", "rope_theta": 5e5 })),
             ("tiny", "rope_parameters", json!({ "rope_theta": "big" })),
+            ("tiny", "rope_scaling", json!({ "rope_type": "dynamic", "factor": 4.0 })),
+            ("tiny", "rope_scaling", json!("linear")),
+            ("tiny", "rope_parameters", json!({ "rope_theta": 1e4, "factor": 8.0 })),
+            ("tiny", "rope_parameters", json!({ "full_attention": { "rope_type": "default", "rope_theta": 1e6 } })),
+            ("tiny", "rope_parameters", json!({ "rope_type": "default", "partial_rotary_factor": 0.5 })),
+            ("tiny", "rope_parameters", json!({ "rope_type": 3 })),
+            ("tiny", "partial_rotary_factor", json!(0.25)),
+            ("tiny", "rope_interleaved", json!(true)),
+            ("tiny", "no_rope_layers", json!([1, 0])),
+            ("tiny", "layer_types", json!(["full_attention", "sliding_attention"])),
+            ("tiny", "quantization_config", json!({ "bits": 4 })),
             ("tiny", "head_dim", json!(48)),
             ("tiny", "hidden_size", Value::Null),
             ("tiny", "hidden_size", json!(-1)),
@@ -294,6 +334,22 @@ mod tests {
         newer["rope_parameters"] = json!({ "rope_type": "default", "rope_theta": 1e6 });
         assert_eq!(theta(&newer), 1e6);
         assert_eq!(theta(&with("tiny", "rope_scaling", Value::Null)), 10000.0);
+        let mut scaling = with("tiny", "rope_parameters", Value::Null);
+        scaling["rope_scaling"] = json!({ "rope_type": "default", "rope_theta": 3e4 });
+        assert_eq!(theta(&scaling), 3e4);
+        scaling["rope_scaling"] = json!({ "type": "default" });
+        assert_eq!(theta(&scaling), 10000.0);
+        let bare = with("tiny", "rope_parameters", json!({ "rope_theta": 2e4, "partial_rotary_factor": 1.0 }));
+        assert_eq!(theta(&bare), 2e4);
+        for harmless in [
+            ("hidden_act", json!("swish")),
+            ("layer_types", json!(["full_attention"])),
+            ("rope_interleaved", json!(false)),
+            ("partial_rotary_factor", json!(1)),
+            ("attention_dropout", json!(0.1)),
+        ] {
+            assert_eq!(theta(&with("tiny", harmless.0, harmless.1)), 10000.0);
+        }
 
         let published = json!({
             "model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024,

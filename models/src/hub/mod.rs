@@ -39,7 +39,10 @@ pub fn load_config(folder: &Path) -> Result<ModelConfig> {
 /// Those of [`load_config`]; files that are missing, truncated or foreign; tensors that are missing, unexpected or of another shape
 /// or type, all of them named.
 pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Gpt> {
-    let gpt = Gpt::zeros(&load_config(folder)?, dtype, device)?;
+    let config = load_config(folder)?;
+    // Before memory is taken for what the configuration describes.
+    weights::check_size(folder, &config)?;
+    let gpt = Gpt::zeros(&config, dtype, device)?;
     weights::load(folder, &gpt)?;
     Ok(gpt)
 }

@@ -13,7 +13,7 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
 use super::layout::{HubTensor, tensors};
-use crate::config::Dialect;
+use crate::config::{Dialect, ModelConfig};
 use crate::gpt::Gpt;
 use crate::{Error, Result, atomic_file};
 
@@ -22,6 +22,26 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 const HEAD: &str = "lm_head.weight";
 /// Names that an error lists of each kind of mistake.
 const LISTED: usize = 6;
+
+/// Refuses files that cannot hold the parameters of `config` even in half precision: they are truncated, or the sizes in the
+/// configuration are not those of the model.
+pub(super) fn check_size(folder: &Path, config: &ModelConfig) -> Result<()> {
+    let mut bytes = 0;
+    let files = files(folder)?;
+    for path in &files {
+        bytes += path.metadata().map_err(Error::io("read", path))?.len();
+    }
+    let parameters = config.parameters() as u64;
+    if bytes / 2 >= parameters {
+        return Ok(());
+    }
+    let place = files.first().unwrap_or(&folder.to_path_buf()).display().to_string();
+    Err(Error::Checkpoint(format!(
+        "{place}{} of {bytes} bytes cannot hold the {parameters} parameters that config.json describes: the weights are \
+         truncated or belong to another model, or config.json was changed",
+        if files.len() > 1 { " and its other shards" } else { "" }
+    )))
+}
 
 /// Reads the weights in `folder` into the model.
 pub(super) fn load(folder: &Path, gpt: &Gpt) -> Result<()> {

@@ -53,6 +53,18 @@ pub(super) trait Convert: Element {
     fn to_i64(self) -> Option<i64>;
 }
 
+/// x cut to an f32 whose last bit is set where something was cut off, so that rounding it once more, to half precision, rounds x
+/// correctly (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008; `from_f64` of the types ignores the lower bits).
+#[inline(always)]
+fn to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    if nearest as f64 == x || x.is_nan() {
+        return nearest;
+    }
+    let away = (nearest as f64).abs() > x.abs();
+    f32::from_bits((nearest.to_bits() - u32::from(away)) | 1)
+}
+
 macro_rules! convert_float {
     ($($t:ty: $to:expr, $from:expr);*) => { $(impl Convert for $t {
         #[inline(always)]
@@ -65,7 +77,7 @@ macro_rules! convert_float {
         fn to_i64(self) -> Option<i64> { None }
     })* };
 }
-convert_float!(f64: |x| x, |x| x; f32: |x| x as f64, |x| x as f32; f16: f16::to_f64, f16::from_f64; bf16: bf16::to_f64, bf16::from_f64);
+convert_float!(f64: |x| x, |x| x; f32: |x| x as f64, |x| x as f32; f16: f16::to_f64, |x| f16::from_f32(to_odd(x)); bf16: bf16::to_f64, |x| bf16::from_f32(to_odd(x)));
 
 macro_rules! convert_integer {
     ($($t:ty),*) => { $(impl Convert for $t {

@@ -1,6 +1,6 @@
 //! Causal attention: one position, several blocks, grouped heads, more keys than queries, every head size.
 
-use super::{Case, inputs};
+use super::{Case, Check, HEADS, inputs, mistake};
 use crate::array::Placement::{Contiguous, Repeated, Sliced, Transposed};
 use crate::reference::causal_attention as reference;
 
@@ -11,6 +11,12 @@ pub(super) fn case([b, t, s]: [usize; 3], [h, g, d]: [usize; 3]) -> Case {
     let mut inputs = inputs(&[&q, &kv, &kv]);
     // Scores of a few units, so that the softmax is neither flat nor saturated.
     inputs[..2].iter_mut().for_each(|(x, _)| x.data.iter_mut().for_each(|v| *v *= 2.0));
+    // A query that sees one key gives it all its weight, whatever the score.
+    let zero_inputs = if s == 1 { vec![0, 1] } else { vec![] };
+    let mistakes = vec![
+        mistake("a scale that was dropped", |x| x[0].causal_attention(&x[1], &x[2], 1.0)),
+        mistake("keys taken for values", move |x| x[0].causal_attention(&x[2], &x[1], scale)),
+    ];
     let scores = (b * h * t) as f64 * (s as f64 - (t as f64 - 1.0) / 2.0);
     Case {
         op: "causal_attention",
@@ -22,7 +28,12 @@ pub(super) fn case([b, t, s]: [usize; 3], [h, g, d]: [usize; 3]) -> Case {
         reduction: (s * h / g).max(d),
         flops: 4.0 * scores * d as f64,
         traffic: (2 * b * t * h * d + 2 * b * s * g * d) as f64,
+        check: Check { zero_inputs, mistakes, ..Check::default() },
     }
+}
+
+pub(super) fn large() -> Vec<Case> {
+    vec![case([2, 40, 40], [4, 2, 32])]
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -42,6 +53,8 @@ pub(super) fn cases() -> Vec<Case> {
         ([0, 3, 3], [2, 1, 4]),
     ];
     let mut cases: Vec<Case> = table.into_iter().map(|(n, h)| case(n, h)).collect();
+    cases.extend(HEADS.iter().map(|&d| case([1, 5, 5], [4, 2, d])));
+    cases.push(case([1, 67, 67], [3, 1, 96]));
     let placements = [
         [Transposed, Contiguous, Contiguous],
         [Contiguous, Transposed, Sliced],

@@ -1,6 +1,6 @@
 //! GELU over rows of every width.
 
-use super::{Case, inputs};
+use super::{Case, Check, inputs};
 use crate::array::Placement;
 use crate::reference::gelu as reference;
 
@@ -18,7 +18,12 @@ pub(super) fn case(shape: &[usize]) -> Case {
         reduction: 1,
         flops: 10.0 * n,
         traffic: 2.0 * n,
+        check: Check::default(),
     }
+}
+
+pub(super) fn large() -> Vec<Case> {
+    vec![case(&[100, 100])]
 }
 
 pub(super) fn cases() -> Vec<Case> {

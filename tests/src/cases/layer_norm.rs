@@ -1,6 +1,6 @@
 //! LayerNorm over rows of 2 and more (a row of 1 has no variance and a gradient of 0).
 
-use super::{Case, inputs};
+use super::{Case, Check, inputs};
 use crate::array::Placement::{Contiguous, Repeated, Sliced, Transposed};
 use crate::reference::layer_norm as reference;
 
@@ -20,11 +20,16 @@ pub(super) fn case(shape: &[usize]) -> Case {
         reduction: c.max(n / c.max(1)),
         flops: 7.0 * n as f64,
         traffic: 2.0 * n as f64,
+        check: Check::default(),
     }
 }
 
+pub(super) fn large() -> Vec<Case> {
+    vec![case(&[100, 100])]
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let shapes: [&[usize]; 7] = [&[7], &[5, 33], &[2, 3, 8], &[130, 16], &[67, 5], &[3, 129], &[0, 4]];
+    let shapes: [&[usize]; 8] = [&[7], &[1, 7], &[5, 33], &[2, 3, 8], &[130, 16], &[67, 5], &[3, 129], &[0, 4]];
     let mut cases: Vec<Case> = shapes.iter().map(|s| case(s)).collect();
     let placements =
         [[Transposed, Contiguous, Contiguous], [Sliced, Sliced, Sliced], [Repeated, Contiguous, Contiguous]];

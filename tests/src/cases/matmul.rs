@@ -1,6 +1,9 @@
 //! Products of every transposition, with and without batches, from nothing to several tiles.
 
-use super::{Case, inputs};
+use patchgpt_tensor::Destination;
+
+use super::{Case, Check, Direct, FLOATS, inputs};
+use crate::array::Array;
 use crate::array::Placement::{self, Contiguous, Repeated, Sliced, Transposed};
 use crate::reference::matmul as reference;
 
@@ -17,38 +20,8 @@ pub(super) fn case(a: &[usize], b: &[usize]) -> Case {
         reduction: (k.max(m).max(n)) * batch.max(1),
         flops: 2.0 * (batch * m * k * n) as f64,
         traffic: (batch * (m * k + k * n + m * n)) as f64,
+        check: Check::default(),
     }
-}
-
-fn linear(x: &[usize], out: usize) -> Case {
-    let k = x[x.len() - 1];
-    let base = case(x, &[k, out]);
-    let mut inputs = inputs(&[x, &[out, k], &[out]]);
-    inputs[1].1 = Contiguous;
-    Case {
-        name: format!("linear {x:?} with weight [{out}, {k}] and bias"),
-        inputs,
-        run: Box::new(|x| x[0].linear(&x[1], Some(&x[2]))),
-        forward: Box::new(|x| {
-            let mut y = reference::forward(&x[0], &transposed(&x[1]));
-            for r in 0..y.rows() {
-                y.row_mut(r).iter_mut().zip(&x[2].data).for_each(|(y, b)| *y += b);
-            }
-            y
-        }),
-        backward: Box::new(|x, d| {
-            let gradients = reference::backward(&x[0], &transposed(&x[1]), d);
-            let bias = crate::reference::reduce::sum(d, &(0..d.shape.len() - 1).collect::<Vec<_>>());
-            let bias = crate::array::Array { shape: x[2].shape.clone(), data: bias.data };
-            vec![gradients[0].clone(), transposed(&gradients[1]), bias]
-        }),
-        ..base
-    }
-}
-
-fn transposed(x: &crate::array::Array) -> crate::array::Array {
-    let (r, c) = (x.shape[0], x.shape[1]);
-    crate::array::Array::from_fn(&[c, r], |i| x.data[(i % r) * c + i / r])
 }
 
 pub(super) fn cases() -> Vec<Case> {
@@ -81,11 +54,48 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(case(&[19, 23], &[23, 10]).placed(p));
         cases.push(case(&[3, 9, 8], &[3, 8, 6]).placed(p));
     }
-    cases.extend([
-        linear(&[5, 7], 3),
-        linear(&[2, 3, 9], 5),
-        linear(&[1, 1], 1),
-        linear(&[2, 3, 9], 5).placed(&[Transposed, Transposed, Sliced]),
-    ]);
+    cases
+}
+
+pub(super) fn large() -> Vec<Case> {
+    vec![case(&[100, 100], &[100, 3])]
+}
+
+/// `alpha * a b`, written or added to what is there, into a destination of any placement.
+fn into(m: usize, k: usize, n: usize, alpha: f64, target: Placement, accumulate: bool) -> Direct {
+    let [a, b, start] = [(m, k), (k, n), (m, n)].map(|(r, c)| Array::random(&[r, c], 1.0, (31 * r + c) as u64));
+    let (a1, b1, before) = (a.clone(), b.clone(), start.clone());
+    Direct {
+        op: "matmul",
+        name: format!("{alpha} * [{m}, {k}] @ [{k}, {n}] {} {target:?}", if accumulate { "added to" } else { "into" }),
+        dtypes: &FLOATS,
+        run: Box::new(move |dtype, device| {
+            let out = target.place(&start, dtype, device)?;
+            if !accumulate {
+                out.fill_(f64::NAN)?;
+            }
+            let place = |x: &Array| Contiguous.place(x, dtype, device);
+            place(&a)?.matmul_into(&place(&b)?, alpha, Destination { tensor: &out, accumulate })?;
+            Ok(vec![out])
+        }),
+        expected: Box::new(move |dtype| {
+            let product = reference::forward(&a1.rounded(dtype), &b1.rounded(dtype));
+            let before = before.rounded(dtype);
+            let sum = |i: usize| alpha * product.data[i] + if accumulate { before.data[i] } else { 0.0 };
+            vec![Array::from_fn(&before.shape, sum)]
+        }),
+        reduction: Some(k),
+        flops: 2.0 * (m * k * n) as f64,
+        traffic: (m * k + k * n + m * n) as f64,
+    }
+}
+
+pub(super) fn direct() -> Vec<Direct> {
+    let mut cases = Vec::new();
+    for target in [Contiguous, Transposed, Sliced] {
+        for (m, k, n) in [(5, 7, 3), (1, 1, 1), (67, 130, 33), (4, 0, 3)] {
+            cases.extend([into(m, k, n, 2.0, target, true), into(m, k, n, -0.5, target, false)]);
+        }
+    }
     cases
 }

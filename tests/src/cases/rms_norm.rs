@@ -1,6 +1,6 @@
 //! RMSNorm over rows of 1 and more.
 
-use super::{Case, inputs};
+use super::{Case, Check, inputs};
 use crate::array::Placement::{Contiguous, Repeated, Sliced, Transposed};
 use crate::reference::rms_norm as reference;
 
@@ -20,7 +20,12 @@ pub(super) fn case(shape: &[usize]) -> Case {
         reduction: c.max(n / c.max(1)),
         flops: 4.0 * n as f64,
         traffic: 2.0 * n as f64,
+        check: Check::default(),
     }
+}
+
+pub(super) fn large() -> Vec<Case> {
+    vec![case(&[100, 100])]
 }
 
 pub(super) fn cases() -> Vec<Case> {

@@ -33,8 +33,3 @@ pub fn update(s: Settings, parameters: &mut [f64], gradients: &[f64], first: &mu
         parameters[i] -= s.learning_rate * (m / (v.sqrt() + s.eps) + decay * parameters[i]);
     }
 }
-
-/// Euclidean norm.
-pub fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|v| v * v).sum::<f64>().sqrt()
-}

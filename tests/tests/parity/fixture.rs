@@ -7,12 +7,8 @@ use patchgpt_models::hub::{self, HubTensor};
 use patchgpt_tensor::{DType, Device, Tensor};
 use patchgpt_tests::array::Array;
 use patchgpt_tests::tolerance::mismatch;
+pub(crate) use patchgpt_tests::tolerance::whole_model as tolerance;
 use safetensors::{Dtype, SafeTensors};
-
-/// What a whole model may differ by, relative to the largest magnitude of the tensor: a few thousand roundings in a row.
-pub(crate) fn tolerance(dtype: DType) -> f64 {
-    if dtype == DType::F64 { 1e-9 } else { 2e-5 }
-}
 
 /// A path below the folder of the fixtures.
 pub(crate) fn path(name: &str) -> PathBuf {

@@ -1,9 +1,11 @@
-//! The program `patchgpt`: trains GPTs in patches first and in tokens after, compares that with token-level training, evaluates
-//! and generates. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130 for a run stopped by Ctrl-C.
+//! The program `patchgpt`: trains GPTs in patches first and in tokens after, compares that with token-level training, evaluates,
+//! generates, and writes out what a model computes. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130
+//! for a run stopped by Ctrl-C.
 
 mod compare;
 mod eval;
 mod generate;
+mod inspect;
 mod interrupt;
 mod output;
 mod progress;
@@ -36,6 +38,8 @@ enum Command {
     Eval(eval::Args),
     /// Text from a trained model
     Generate(generate::Args),
+    /// Logits, loss and gradients of a model for given tokens, to compare with another framework
+    Inspect(inspect::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
     };
     match done {
         Ok(code) => code,
