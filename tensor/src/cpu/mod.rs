@@ -17,6 +17,7 @@ mod matmul;
 mod memory;
 mod parallel;
 mod patch_embedding;
+mod peak;
 mod random;
 mod reduce;
 mod rms_norm;
@@ -28,7 +29,7 @@ mod vectorized;
 use std::sync::Arc;
 
 use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, Reduction, Unary};
-use crate::{Error, Memory, Result, ScatterIndex, Tensor};
+use crate::{DType, Error, Limits, Memory, Result, ScatterIndex, Tensor};
 use memory::Arena;
 use parallel::Pool;
 
@@ -107,6 +108,14 @@ impl Backend for Cpu {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn limits(&self, dtype: DType) -> Option<Limits> {
+        Some(peak::limits(&self.pool, dtype))
+    }
+
+    fn memory_peak(&self) -> Option<usize> {
+        Some(self.arena.peak())
     }
 
     fn fill(&self, out: &Tensor, value: f64) -> Result<()> {

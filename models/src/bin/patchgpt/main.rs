@@ -1,6 +1,8 @@
-//! The program `patchgpt`: trains GPTs in patches first and in tokens after, compares that with token-level training, evaluates
-//! and generates. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130 for a run stopped by Ctrl-C.
+//! The program `patchgpt`: trains GPTs in patches first and in tokens after, compares that with token-level training, evaluates,
+//! generates and measures speed. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130 for a run stopped by
+//! Ctrl-C.
 
+mod bench;
 mod compare;
 mod eval;
 mod generate;
@@ -36,6 +38,8 @@ enum Command {
     Eval(eval::Args),
     /// Text from a trained model
     Generate(generate::Args),
+    /// Measures training steps: tokens per second, time by op, memory
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(code) => code,
