@@ -1,25 +1,18 @@
-//! A training step, forward, backward, clipping and AdamW, in both regimes: tokens per second of the `tiny` preset and of `bench-s`.
-//! (`bench-m` runs where its name is given: `cargo bench -p patchgpt-benches --bench training_step -- bench-m`.)
+//! A training step as `patchgpt bench` makes it (fresh batches from the loader, forward, backward, clipping, AdamW), in both regimes and in every
+//! dtype meant for training: tokens per second of `tiny`, `bench-s` (model S) and `bench-m` (model M).
+//! Steps of `bench-m` take seconds each, so it runs where its name is given:
+//! `cargo bench -p patchgpt-benches --bench training_step -- bench-m`.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use patchgpt_models::benchmark::{Feed, Session};
 use patchgpt_models::config::Config;
-use patchgpt_models::regime::Regime;
-use patchgpt_models::{AdamW, AdamWSettings, Gpt, Result, TrainBatch};
-use patchgpt_tensor::{DType, Device};
+use patchgpt_models::train::stages::StageName;
+use patchgpt_tensor::Device;
 
-/// Tokens per position of a patch step.
-const PATCH: usize = 4;
-
-/// One optimizer step.
-fn step(gpt: &Gpt, optimizer: &mut AdamW, batch: &TrainBatch) -> Result<f64> {
-    gpt.parameters().zero_gradients()?;
-    let loss = gpt.loss(batch, &batch.mean_scale()?)?;
-    loss.backward()?;
-    optimizer.step(gpt.parameters(), 1e-4, Some(1.0))?;
-    Ok(loss.item()?)
-}
+/// Types of weights and activations; one that this build does not train in is left out.
+const DTYPES: [&str; 2] = ["f32", "bf16"];
 
 fn training_steps(criterion: &mut Criterion) {
     let asked: Vec<String> = std::env::args().collect();
@@ -27,28 +20,29 @@ fn training_steps(criterion: &mut Criterion) {
         if preset == "bench-m" && !asked.iter().any(|argument| argument.contains(preset)) {
             continue;
         }
-        let config = Config::preset(preset).expect("a preset");
+        let mut config = Config::preset(preset).expect("a preset");
         let device = Device::cpu().expect("a CPU");
-        let (sequences, positions) = (config.train.batch_size, config.train.seq_len);
-        let mut group = criterion.benchmark_group(format!("training_step/{preset}"));
-        group.sample_size(10);
-        for regime in [Regime::token(), Regime::patch(PATCH)] {
-            let gpt = Gpt::new(&config.model, DType::F32, &device, 1).expect("a model");
-            let mut optimizer = AdamW::new(gpt.parameters(), AdamWSettings::default()).expect("an optimizer");
-            let vocabulary = config.model.vocab_size as u64;
-            // A multiplicative sequence: ids all over the vocabulary, the same in every run.
-            let length = (sequences * regime.window_tokens(positions)) as u64;
-            let tokens: Vec<i32> = (0..length)
-                .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33).rem_euclid(vocabulary) as i32)
-                .collect();
-            let batch = TrainBatch::from_windows(&tokens, sequences, &regime, &gpt).expect("a batch");
-            let read = sequences * positions * regime.input_patch;
-            group.throughput(Throughput::Elements(read as u64));
-            group.bench_function(BenchmarkId::from_parameter(format!("K={}", regime.input_patch)), |b| {
-                b.iter(|| black_box(step(&gpt, &mut optimizer, &batch).expect("a step")))
-            });
+        for dtype in DTYPES.into_iter().filter_map(|name| name.parse().ok()) {
+            config.device.dtype = dtype;
+            let mut group = criterion.benchmark_group(format!("training_step/{preset}/{dtype}"));
+            group.sample_size(10);
+            for regime in [StageName::Token, StageName::Patch] {
+                // Made by the first sample, so that names that are filtered out cost nothing.
+                let mut session: Option<(Session, Feed)> = None;
+                let (positions, k) =
+                    (config.train.batch_size * config.train.seq_len, config.train.patch_size.unwrap_or(1));
+                let tokens = if regime == StageName::Patch { positions * k } else { positions };
+                group.throughput(Throughput::Elements(tokens as u64));
+                group.bench_function(BenchmarkId::from_parameter(regime), |bencher| {
+                    let (session, feed) = session.get_or_insert_with(|| {
+                        let session = Session::new(&config, &device).expect("a model");
+                        (session, Feed::new(&config, regime).expect("batches"))
+                    });
+                    bencher.iter(|| black_box(session.step(feed).expect("a step")))
+                });
+            }
+            group.finish();
         }
-        group.finish();
     }
 }
 

@@ -25,6 +25,8 @@
 
 mod atomic_file;
 #[cfg(feature = "program")]
+pub mod benchmark;
+#[cfg(feature = "program")]
 pub mod compare;
 pub mod config;
 pub mod data;

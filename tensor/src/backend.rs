@@ -14,7 +14,7 @@
 
 use std::any::Any;
 
-use crate::{DType, Memory, Result, ScatterIndex, Tensor};
+use crate::{DType, Limits, Memory, Result, ScatterIndex, Tensor};
 
 /// The target that is not scored (PyTorch's convention); the only negative target allowed.
 pub const IGNORE_INDEX: i32 = -100;
@@ -202,6 +202,16 @@ pub trait Backend: Any + Send + Sync {
 
     /// Waits until everything asked of the device is done.
     fn synchronize(&self) -> Result<()>;
+
+    /// What the device can do at most in `dtype`, measured now with its own threads, which takes a second or two; `None` where it has no way to measure.
+    fn limits(&self, _dtype: DType) -> Option<Limits> {
+        None
+    }
+
+    /// The most bytes that live tensors have held at one time; `None` where they are not counted.
+    fn memory_peak(&self) -> Option<usize> {
+        None
+    }
 
     /// Every element of `out` (any dtype, any strides) becomes `value`, rounded to nearest.
     fn fill(&self, out: &Tensor, value: f64) -> Result<()>;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::cpu::Cpu;
 use crate::index::IndexRange;
+use crate::profile::Profiler;
 use crate::{Backend, DType, Error, Result};
 
 /// Where tensors live and are computed with. Cheap to clone; two handles are the same device if they share a backend.
@@ -40,10 +41,11 @@ impl Device {
         &*self.0
     }
 
-    /// The backend as the concrete type `B`, for an op from outside that launches its own kernels; `None` if it is another.
+    /// The backend as the concrete type `B`, for an op from outside that launches its own kernels; `None` if it is another. Sees
+    /// through a [`Profiler`] to the backend that it measures.
     pub fn downcast<B: Backend>(&self) -> Option<&B> {
         let any: &dyn Any = &*self.0;
-        any.downcast_ref()
+        any.downcast_ref().or_else(|| any.downcast_ref::<Profiler>()?.measured().downcast())
     }
 
     /// Waits until everything asked of the device is done.

@@ -14,7 +14,9 @@ mod dtype;
 mod error;
 mod index;
 mod layout;
+mod limits;
 mod ops;
+pub mod profile;
 mod tensor;
 
 pub use backend::{
@@ -25,5 +27,6 @@ pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use index::ScatterIndex;
 pub use layout::{Layout, MAX_RANK, broadcast_shape};
+pub use limits::Limits;
 pub use ops::{CausalAttention, CrossEntropy, LayerNorm, RmsNorm};
 pub use tensor::Tensor;

@@ -17,12 +17,12 @@ fn window_shape(stage: &Stage) -> WindowShape {
 }
 
 /// What the sampler needs to know of a stage.
-pub(super) fn stage_shape(stage: &Stage) -> StageShape {
+pub(crate) fn stage_shape(stage: &Stage) -> StageShape {
     StageShape { window: window_shape(stage), batch: stage.sequences, windows: stage.steps * stage.sequences as u64 }
 }
 
 /// An iterator over the steps of one stage, for a [`crate::data::Loader`].
-pub(super) struct StepBatches {
+pub(crate) struct StepBatches {
     file: Arc<TokenFile>,
     sampler: Sampler,
     index: usize,
@@ -38,7 +38,7 @@ pub(super) struct StepBatches {
 impl StepBatches {
     /// The steps of `stage`, which is number `index` of the sampler, from its step `done` on; `rows` is the number of rows of the
     /// embedding.
-    pub(super) fn new(
+    pub(crate) fn new(
         file: Arc<TokenFile>,
         sampler: Sampler,
         index: usize,

@@ -11,12 +11,18 @@ mod prepare;
 mod run;
 mod sample;
 pub mod stages;
+mod step;
 
+#[cfg(feature = "program")]
+pub(crate) use batches::{StepBatches, stage_shape};
 #[cfg(feature = "program")]
 pub(crate) use folder::{PATCH_ARM, TOKEN_ARM};
 pub use folder::{RunFolder, model_folder};
 pub use observer::{Observer, Setup};
 pub use outcome::Outcome;
+#[cfg(feature = "program")]
+pub(crate) use prepare::initial_model;
 pub use prepare::{dtype, load_text, make_dataset, open_device};
 pub use run::{Start, run};
 pub use sample::sample;
+pub use step::{Step, step};

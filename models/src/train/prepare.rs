@@ -135,7 +135,7 @@ pub(super) fn config_hash(config: &Config) -> Result<String> {
 ///
 /// # Errors
 /// Weights that cannot be read or do not fit; too little memory.
-pub(super) fn initial_model(config: &Config, device: &Device) -> Result<Gpt> {
+pub(crate) fn initial_model(config: &Config, device: &Device) -> Result<Gpt> {
     let dtype = dtype(&config.device);
     let gpt = match &config.train.init {
         None => Gpt::new(&config.model, dtype, device, config.train.seed)?,

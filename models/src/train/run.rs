@@ -1,11 +1,9 @@
-//! The training loop. Per step: forward and backward over the passes of the batch, with the gradient of
-//! loss = sum over valid targets of weight * -log p(target) / M, M the weight of all valid targets of the step; clip by the global
-//! norm; AdamW. Around it: stages, evaluation at token level in every stage, metrics, checkpoints, and stopping on request.
+//! The training loop. Per step: see [`step::step`]. Around it: stages, evaluation at token level in every stage, metrics, checkpoints, and stopping on request.
 
 use std::path::Path;
 use std::time::Instant;
 
-use patchgpt_tensor::{Device, Tensor};
+use patchgpt_tensor::Device;
 
 use super::batches::{StepBatches, stage_shape};
 use super::checkpoint::{Checkpoint, Checkpoints, State};
@@ -16,10 +14,11 @@ use super::outcome::Outcome;
 use super::prepare;
 use super::sample::sample;
 use super::stages::{Plan, Stage, StageName};
+use super::step::{self, Step};
 use crate::config::{Config, Documents, OptimizerAtSwitch};
 use crate::data::{Batch, Dataset, EvaluationSet, Loader, Sampler};
 use crate::evaluate::{Evaluation, evaluate};
-use crate::gpt::{Gpt, TrainBatch, mean_scale};
+use crate::gpt::Gpt;
 use crate::optimizer::AdamW;
 use crate::{Error, Result, hub};
 
@@ -264,24 +263,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimizer step.
-    fn step(&mut self, stage: &Stage, passes: &[Batch], target_weights: &[f64]) -> Result<Step> {
-        let step = self.state.step;
-        let parameters = self.gpt.parameters();
-        let weight: f64 = passes.iter().map(|batch| batch.valid_weight).sum();
-        let scale = mean_scale(weight, self.gpt.dtype(), &self.device)?;
-        parameters.zero_gradients()?;
-        let mut losses: Vec<Tensor> = Vec::with_capacity(passes.len());
-        for batch in passes {
-            let loss = self.gpt.loss(&TrainBatch::new(batch, target_weights, &self.gpt)?, &scale)?;
-            loss.backward()?;
-            losses.push(loss.tensor().clone());
-        }
-        let clip = Some(self.config.train.clip).filter(|&clip| clip > 0.0);
-        let lr = self.plan.learning_rate(step);
-        let norm = self.optimizer.step(parameters, lr, clip)?;
-        // Numbers are asked for when all of the step's work has been given to the device.
-        let loss = losses.iter().try_fold(0.0, |sum, part| Ok::<_, Error>(sum + part.item()?))?;
-        let grad_norm = norm.item()?;
+    fn step(&mut self, stage: &Stage, passes: &[Batch], target_weights: &[f64]) -> Result<Made> {
+        let (step, lr) = (self.state.step, self.plan.learning_rate(self.state.step));
+        let Step { loss, grad_norm } =
+            step::step(&self.gpt, &mut self.optimizer, passes, target_weights, lr, self.config.train.clip)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(Error::Metrics(format!(
                 "training diverged in step {}: the loss is {loss} and the norm of the gradient {grad_norm}, at a learning rate of \
@@ -289,11 +274,11 @@ impl<'a> Trainer<'a> {
                 step + 1
             )));
         }
-        let floor: f64 = passes.iter().map(|batch| batch.bag_entropy).sum::<f64>() / weight;
-        Ok(Step { loss, loss_above_floor: (stage.name == StageName::Patch).then_some(loss - floor), lr, grad_norm })
+        let floor: f64 = passes.iter().map(|batch| batch.bag_entropy).sum::<f64>() / step::valid_weight(passes);
+        Ok(Made { loss, loss_above_floor: (stage.name == StageName::Patch).then_some(loss - floor), lr, grad_norm })
     }
 
-    fn record(&self, stage: &Stage, made: &Step, seconds: f64) -> Record {
+    fn record(&self, stage: &Stage, made: &Made, seconds: f64) -> Record {
         let step = self.state.step;
         let totals = self.plan.totals(step);
         let evaluated = self.evaluated.filter(|&(at, _)| at == step);
@@ -359,8 +344,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// What one step found.
-struct Step {
+/// What one step of the run found.
+struct Made {
     loss: f64,
     loss_above_floor: Option<f64>,
     lr: f64,

@@ -63,6 +63,20 @@ impl Stage {
         self.steps as f64 * self.model_flops_per_step
     }
 
+    /// A stage by itself, of `steps` steps: patches of the first of the configured sizes, or tokens.
+    ///
+    /// # Errors
+    /// Patches that do not divide the batch or the context.
+    #[cfg(feature = "program")]
+    pub(crate) fn alone(config: &Config, name: StageName, steps: u64) -> Result<Stage> {
+        let regime = match (name, config.train.stage_patch_sizes().first()) {
+            (StageName::Patch, Some(&k)) => config.train.patch_regime(k),
+            _ => Regime::token(),
+        };
+        regime.validate(config.train.seq_len, config.train.batch_size)?;
+        Ok(Stage { steps, ..Stage::new(config, name, regime) })
+    }
+
     fn new(config: &Config, name: StageName, regime: Regime) -> Stage {
         let train = &config.train;
         let sequences = regime.sequences(train.batch_size);

@@ -1,6 +1,7 @@
 //! The program from outside: the binary is run on small models over a small text, as a user would.
 
 mod bad_input;
+mod bench;
 mod compare;
 mod inspect;
 mod interruption;

@@ -18,6 +18,7 @@ mod matmul;
 mod memory;
 mod parallel;
 mod patch_embedding;
+mod peak;
 mod random;
 mod reduce;
 mod rms_norm;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 
 use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
 use crate::ops::linear_cross_entropy_by_chunks;
-use crate::{DType, Error, Memory, Result, ScatterIndex, Tensor};
+use crate::{DType, Error, Limits, Memory, Result, ScatterIndex, Tensor};
 use memory::Arena;
 use parallel::Pool;
 
@@ -110,6 +111,14 @@ impl Backend for Cpu {
 
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn limits(&self, dtype: DType) -> Option<Limits> {
+        Some(peak::limits(&self.pool, dtype))
+    }
+
+    fn memory_peak(&self) -> Option<usize> {
+        Some(self.arena.peak())
     }
 
     fn fill(&self, out: &Tensor, value: f64) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The program `patchgpt`: trains GPTs in patches first and in tokens after, compares that with token-level training, evaluates,
-//! generates, and writes out what a model computes. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130
-//! for a run stopped by Ctrl-C.
+//! generates, writes out what a model computes, and measures speed. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong
+//! usage, 130 for a run stopped by Ctrl-C.
 
+mod bench;
 mod compare;
 mod eval;
 mod generate;
@@ -40,6 +41,8 @@ enum Command {
     Generate(generate::Args),
     /// Logits, loss and gradients of a model for given tokens, to compare with another framework
     Inspect(inspect::Args),
+    /// Measures training steps: tokens per second, time by op, memory
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(code) => code,

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""Training steps of patchgpt beside those of other libraries, on this machine.
+
+    python3 benches/peers/run.py --model S                      # PyTorch, everything below
+    python3 benches/peers/run.py --model S --peers torch candle burn
+    python3 benches/peers/run.py --model M --pairs 7 --variants eager-installed compile-tuned
+
+Every variant of a peer is a process that makes one step when asked; ours is another. They take turns step by step (a pair), token and
+patch regime alternating, who goes first alternating too, so that whatever else the machine does hits both. A figure is a median over
+the pairs, with the smallest and the largest beside it. Work is the same: fresh batches, forward, backward, clipping, AdamW.
+
+"Installed" is the peer as its package comes. "Tuned" sets glibc's allocator to keep its memory (MALLOC_MMAP_MAX_ and friends) and lets
+MKL take its fastest path whatever the processor's maker (mkl_all_processors.c, preloaded). Writes benches/results/DATE-MODEL-DTYPE.json after
+each variant, adding to what is there, and the table beside it as .md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+RESULTS = HERE.parent / "results"
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+REGIMES = ("token", "patch")
+PRESETS = {"S": "bench-s", "M": "bench-m"}
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "34359738368",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+# Variant of PyTorch: (mode, loss of the patch regime, tuned).
+TORCH = {
+    "eager-k-losses-installed": ("eager", "k", False),
+    "eager-installed": ("eager", "one", False),
+    "compile-installed": ("compile", "one", False),
+    "eager-tuned": ("eager", "one", True),
+    "compile-tuned": ("compile", "one", True),
+}
+
+
+def shell(*command, **options):
+    print("+", " ".join(map(str, command)), file=sys.stderr, flush=True)
+    return subprocess.run(command, check=True, **options)
+
+
+class Worker:
+    """A process that makes steps when asked, one line each way."""
+
+    def __init__(self, command, environment=None):
+        env = {**os.environ, **(environment or {})}
+        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.about = self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def ask(self, what):
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def spread(values):
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def measure(ours, theirs, pairs, warm_up):
+    """Steps in turn; seconds, ratios and memory of both."""
+    for _ in range(warm_up):
+        for regime in REGIMES:
+            ours.ask(regime), theirs.ask(regime)
+    seconds = {side: {regime: [] for regime in REGIMES} for side in ("ours", "theirs")}
+    for pair in range(pairs):
+        for regime in REGIMES:
+            turn = [("ours", ours), ("theirs", theirs)]
+            for side, worker in turn if pair % 2 == 0 else reversed(turn):
+                seconds[side][regime].append(worker.ask(regime)["seconds"])
+    result = {}
+    for side, worker in (("ours", ours), ("theirs", theirs)):
+        tokens, taken = worker.about["tokens"], seconds[side]
+        result[side] = {
+            **worker.about,
+            **worker.ask("memory"),
+            **{regime: {"seconds": spread(taken[regime]), "tokens_per_second": tokens[regime] / statistics.median(taken[regime])} for regime in REGIMES},
+            "patch_over_token": spread([tokens["patch"] / p / (tokens["token"] / t) for t, p in zip(taken["token"], taken["patch"])]),
+        }
+    result["speed_up"] = {
+        regime: spread([b / a for a, b in zip(seconds["ours"][regime], seconds["theirs"][regime])]) for regime in REGIMES
+    }
+    return result
+
+
+def machine():
+    def line(path, name):
+        try:
+            with open(path) as file:
+                return next(row.split(":", 1)[1].strip() for row in file if row.startswith(name))
+        except (OSError, StopIteration):
+            return "unknown"
+
+    flags = line("/proc/cpuinfo", "flags").split()
+    known = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd") if flag in flags]
+    return {
+        "processor": line("/proc/cpuinfo", "model name"),
+        "cores": len(os.sched_getaffinity(0)),
+        "instructions": known,
+        "memory": line("/proc/meminfo", "MemTotal"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def table(results):
+    """The results of one model and dtype as Markdown."""
+    here = results["machine"]
+    lines = [
+        f"# Model {results['model']}, {results['dtype']}, {results['threads']} threads",
+        "",
+        f"{results['date']}, {here['processor']}, {here['cores']} cores ({', '.join(here['instructions'])}), {here['memory']}, {here['system']}.",
+        f"Medians of interleaved pairs of steps, smallest to largest beside them; `{results['command']}`.",
+        "",
+        "| peer | version | regime | tokens/s, peer | tokens/s, patchgpt | patchgpt over peer | peak memory, peer / patchgpt |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, found in results["variants"].items():
+        for regime in REGIMES:
+            ratio = found["speed_up"][regime]
+            memory = " / ".join(f"{found[side]['peak_memory_bytes'] / 1e9:.2f} GB" for side in ("theirs", "ours"))
+            lines.append(
+                f"| {name} | {found['theirs']['version']} | {regime} | {found['theirs'][regime]['tokens_per_second']:.0f} | "
+                f"{found['ours'][regime]['tokens_per_second']:.0f} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "
+                f"n = {ratio['n']}) | {memory} |"
+            )
+    lines += ["", "Patch over token regime, tokens/s, steps alternating in one process:", ""]
+    for name, found in results["variants"].items():
+        both = [(who, found[side]["patch_over_token"]) for who, side in (("patchgpt", "ours"), (name, "theirs"))]
+        lines.append("- " + "; ".join(f"{who} {r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for who, r in both))
+    return "\n".join(lines) + "\n"
+
+
+def python_with_torch(venv):
+    python = venv / "bin" / "python"
+    if not python.exists():
+        shell(sys.executable, "-m", "venv", venv)
+    if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0:
+        shell(python, "-m", "pip", "install", "-q", "-r", HERE / "requirements.txt")
+    return python
+
+
+def tuned_environment():
+    """The allocator's settings, and MKL's path where a C compiler is at hand."""
+    library = TARGET / "peers" / "mkl_all_processors.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shell("cc", "-shared", "-fPIC", "-o", library, HERE / "mkl_all_processors.c")
+        return {**ALLOCATOR, "LD_PRELOAD": str(library)}
+    except (OSError, subprocess.CalledProcessError):
+        print("no C compiler: MKL keeps the path it chooses by itself", file=sys.stderr)
+        return ALLOCATOR
+
+
+def peers(args):
+    """Name, command and environment of every variant that was asked for."""
+    if "torch" in args.peers:
+        python = python_with_torch(args.venv)
+        for name, (mode, loss, tuned) in TORCH.items():
+            if args.variants and name not in args.variants:
+                continue
+            command = [python, HERE / "torch_steps.py", args.model, args.dtype, args.threads, "--mode", mode, "--loss", loss]
+            yield f"PyTorch {name}", command, tuned_environment() if tuned else {}
+    for name in ("candle", "burn"):
+        if name in args.peers:
+            if (args.model, args.dtype) != ("S", "f32"):
+                print(f"{name} runs model S in f32 only: left out", file=sys.stderr)
+                continue
+            manifest = HERE / "rust" / "Cargo.toml"
+            shell("cargo", "build", "--release", "--manifest-path", manifest, "--target-dir", TARGET / "peers", "--features", name, "--bin", name)
+            yield name, [TARGET / "peers" / "release" / name], {"RAYON_NUM_THREADS": str(args.threads)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=PRESETS, default="S")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--pairs", type=int, default=7, help="steps of each regime and side; at least 7 for a claim")
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--peers", nargs="+", choices=["torch", "candle", "burn"], default=["torch"])
+    parser.add_argument("--variants", nargs="+", choices=TORCH, help="of PyTorch; all without it")
+    parser.add_argument("--venv", type=pathlib.Path, default=TARGET / "peers" / "venv", help="made if it is not there")
+    args = parser.parse_args()
+
+    shell("cargo", "build", "--release", "--manifest-path", ROOT / "Cargo.toml", "-p", "patchgpt-benches", "--bin", "steps")
+    date = datetime.date.today().isoformat()
+    path = RESULTS / f"{date}-{args.model}-{args.dtype}.json"
+    RESULTS.mkdir(exist_ok=True)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    about = {"date": date, "model": args.model, "dtype": args.dtype, "threads": args.threads, "machine": machine()}
+    command = f"python3 benches/peers/run.py --model {args.model} --dtype {args.dtype} --pairs {args.pairs} --peers {' '.join(args.peers)}"
+    results = {**about, "command": command, "variants": results.get("variants", {})}
+    for name, command, environment in peers(args):
+        print(f"{name}: {args.pairs} pairs", file=sys.stderr, flush=True)
+        ours = Worker([TARGET / "release" / "steps", PRESETS[args.model], args.dtype, args.threads])
+        theirs = Worker(command, environment)
+        results["variants"][name] = measure(ours, theirs, args.pairs, args.warm_up)
+        ours.close(), theirs.close()
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        path.with_suffix(".md").write_text(table(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
