@@ -1,14 +1,40 @@
 //! The launchers, one file an op: each picks a specialisation and a grid, passes the arguments and states the kernel's bytes and FLOPs.
 //!
-//! A launcher is a free function of the device and the arguments of the [`Backend`](patchgpt_tensor::Backend) method of that name; arguments have been
+//! A launcher is a free function of the device and the arguments of the [`Backend`](patchgpt_tensor::Backend) method that it serves; arguments have been
 //! checked by the tensor crate as that trait says.
 
+pub(crate) mod adamw;
+pub(crate) mod binary;
+pub(crate) mod causal_attention;
+pub(crate) mod copy;
+pub(crate) mod cross_entropy;
+pub(crate) mod fill;
+pub(crate) mod gelu;
+pub(crate) mod global_norm;
+pub(crate) mod layer_norm;
 pub(crate) mod matmul;
+pub(crate) mod patch_embedding;
+pub(crate) mod random;
+pub(crate) mod reduce;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod softmax;
+pub(crate) mod swiglu;
+pub(crate) mod unary;
 
+use patchgpt_tensor::Result;
+
+use crate::device::Cuda;
+use crate::error::backend;
 use crate::launch::Specialisation;
 
 /// Every specialisation that the tests and the benches use, for builds ahead of a run and for the table of registers and shared memory.
 pub fn specialisations() -> Vec<Specialisation> {
     // One line an op: `all.extend(rms_norm::specialisations());`
     Vec::new()
+}
+
+/// The answer of a primitive that this device does not have yet.
+fn missing(cuda: &Cuda, primitive: &str) -> Result<()> {
+    Err(backend(cuda, format!("the primitive {primitive} is not on this device yet; --device cpu has it")))
 }
