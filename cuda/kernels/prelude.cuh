@@ -481,23 +481,29 @@ DEVICE void multiply_16x8x16(f32 (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) 
 constexpr int MAX_RANK = 8;
 
 /// Where the elements of `N` operands of one shape lie, in elements from each operand's own pointer (Rust: `Strided`). Dimensions that
-/// are one run of addresses in all operands have been merged, and rank is at least 1.
+/// are one run of addresses in all operands have been merged, and rank is at least 1. Counted in packs (Rust: `Strided::in_packs`), the last
+/// dimension's entries are packs, and an operand's stride there is the pack, or 0 if it repeats one element.
 template <int N> struct Strided {
     u64 count; // product of the shape
-    u32 rank;
-    u32 shape[MAX_RANK];
-    u32 unused;
+    u64 rank;
+    u64 shape[MAX_RANK];
     u64 strides[N][MAX_RANK];
 
-    /// The operands' offsets of the element with row-major number `index`.
-    DEVICE void locate(u64 index, u64 (&offsets)[N]) const {
+    /// The operands' offsets of the entry with row-major number `index`. Divisions take fewer instructions where `Index` is u32.
+    template <class Index> DEVICE void locate(Index index, u64 (&offsets)[N]) const {
         UNROLL for (int n = 0; n < N; n++) offsets[n] = 0;
         UNROLL for (int d = MAX_RANK - 1; d >= 0; d--) {
             if (d >= (int)rank) continue;
-            u64 rest = d == 0 ? 0 : index / shape[d];
-            u64 at = index - rest * shape[d];
-            UNROLL for (int n = 0; n < N; n++) offsets[n] += at * strides[n][d];
+            Index size = (Index)shape[d], rest = d == 0 ? 0 : index / size, at = index - rest * size;
+            UNROLL for (int n = 0; n < N; n++) offsets[n] += (u64)at * strides[n][d];
             index = rest;
         }
+    }
+
+    /// Whether operand `n` repeats one element along the last dimension.
+    DEVICE bool repeats(int n) const {
+        u64 stride = 0;
+        UNROLL for (int d = 0; d < MAX_RANK; d++) stride = d + 1 == (int)rank ? strides[n][d] : stride;
+        return stride == 0;
     }
 };

@@ -87,14 +87,108 @@ template <class F> DEVICE void for_each_pack(i64 rows, i64 packs, F body) {
     else for_each_pack_as<u64>((u64)rows, (u64)packs, body);
 }
 
-/// Writes a pack of accumulators, or adds it to what is there.
+/// Neighbours of T moved by one access when N of them take part in another type's pack: at most 16 bytes.
+template <class T, int N> constexpr int PART = N * (int)sizeof(T) > 16 ? PACK_16<T> : N;
+
+/// Writes N accumulators as elements of T, or adds them to what is there.
 template <class T, int N, class A> DEVICE void put_pack(T *to, const A (&x)[N], bool accumulate) {
-    Pack<T, N> out;
-    if (accumulate) {
-        Pack<T, N> old = load_pack<N>(to);
-        UNROLL for (int i = 0; i < N; i++) out[i] = narrow<T>(widen(old[i]) + x[i]);
-    } else {
-        UNROLL for (int i = 0; i < N; i++) out[i] = narrow<T>(x[i]);
+    UNROLL for (int start = 0; start < N; start += PART<T, N>) {
+        Pack<T, PART<T, N>> out;
+        if (accumulate) {
+            Pack<T, PART<T, N>> old = load_pack<PART<T, N>>(to + start);
+            UNROLL for (int i = 0; i < PART<T, N>; i++) out[i] = narrow<T>(widen(old[i]) + x[start + i]);
+        } else {
+            UNROLL for (int i = 0; i < PART<T, N>; i++) out[i] = narrow<T>(x[start + i]);
+        }
+        store_pack(to + start, out);
     }
-    store_pack(to, out);
 }
+
+/// Reads N elements of T as accumulators.
+template <class T, int N, class A> DEVICE void get_pack(const T *from, A (&x)[N]) {
+    UNROLL for (int start = 0; start < N; start += PART<T, N>) {
+        Pack<T, PART<T, N>> in = load_pack<PART<T, N>>(from + start);
+        UNROLL for (int i = 0; i < PART<T, N>; i++) x[start + i] = widen(in[i]);
+    }
+}
+
+/// A row that is read from global memory once, and then from shared memory where it has room there (`cache` not null, 16-byte
+/// aligned). A thread asks again only for packs that it asked for first, so no barrier is needed.
+template <class T, int N> struct CachedRow {
+    const T *row;
+    T *cache;
+    DEVICE CachedRow(const T *row, T *cache) : row(row), cache(cache) {}
+
+    DEVICE Pack<T, N> first(i64 pack) const {
+        Pack<T, N> x = load_pack<N>(row + pack * N);
+        if (cache) store_pack(cache + pack * N, x);
+        return x;
+    }
+    DEVICE Pack<T, N> again(i64 pack) const { return load_pack<N>((cache ? cache : row) + pack * N); }
+};
+
+/// sum e^x, kept as `total` = sum e^(x - top) with `top` the greatest x so far, NaN aside, which `total` meets.
+template <class T> struct Exponentials {
+    typedef typename Accumulator<T>::type A;
+    A top, total;
+    DEVICE Exponentials() : top((A)-F32_INFINITY), total(0) {}
+
+    /// What is subtracted before the exponential: 0 where there is nothing but -inf, whose exponential is 0 as it is.
+    DEVICE A pivot() const { return top == (A)-F32_INFINITY ? A(0) : top; }
+
+    DEVICE void raise(A to) {
+        A old = top;
+        top = greater(to, old);
+        total *= exponential<T>(old - pivot());
+    }
+    template <int N> DEVICE void add(const Pack<T, N> &x) {
+        A most = top;
+        UNROLL for (int i = 0; i < N; i++) most = greater((A)widen(x[i]), most);
+        if (most > top) raise(most);
+        A at = pivot();
+        UNROLL for (int i = 0; i < N; i++) total += exponential<T>(widen(x[i]) - at);
+    }
+    /// Combines the threads of a row; each gets the whole.
+    DEVICE void combine(A *scratch, u32 row_threads) {
+        A most[1] = {top};
+        row_reduce(most, scratch, row_threads, [](A a, A b) { return greater(a, b); });
+        raise(most[0]);
+        A sum[1] = {total};
+        row_sum(sum, scratch, row_threads);
+        total = sum[0];
+    }
+    /// ln sum e^x
+    DEVICE A log_sum() const { return pivot() + logarithm(total); }
+};
+
+/// Column sums of the rows that a block works on, each thread adding to its own columns: in shared memory, one row of sums for each
+/// row in flight, or straight in `out` where that has no room (and then there is one row in flight). Does nothing if `out` is null.
+template <class A, int N> struct ColumnSums {
+    A *out, *shared, *mine;
+    u32 flight;
+    i64 packs;
+
+    /// `out`: the block's row of results. `shared`: flight * width accumulators, or null.
+    DEVICE ColumnSums(A *out, A *shared, Place at, u32 flight, u32 row_threads, i64 packs)
+        : out(out), shared(shared), mine(shared ? shared + at.row * packs * N : out), flight(flight), packs(packs) {
+        for (i64 p = at.column; out && p < packs; p += row_threads)
+            UNROLL for (int i = 0; i < N; i++) mine[slot(p, i)] = 0;
+    }
+    /// In shared memory neighbouring threads have neighbouring slots: no two in one bank.
+    DEVICE i64 slot(i64 pack, int i) const { return shared ? i * packs + pack : pack * N + i; }
+
+    DEVICE void add(i64 pack, const A (&x)[N]) {
+        if (out) UNROLL for (int i = 0; i < N; i++) mine[slot(pack, i)] += x[i];
+    }
+    /// Adds the rows in flight, in order, and writes the results. All threads of the block call.
+    DEVICE void finish() {
+        if (!out || !shared) return;
+        sync_block();
+        for (i64 p = threadIdx.x; p < packs; p += blockDim.x)
+            UNROLL for (int i = 0; i < N; i++) {
+                A sum = shared[slot(p, i)];
+                for (u32 f = 1; f < flight; f++) sum += shared[f * packs * N + slot(p, i)];
+                out[p * N + i] = sum;
+            }
+    }
+};
