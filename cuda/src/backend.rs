@@ -1,7 +1,8 @@
 //! The contract, each method forwarded to the launcher of its name.
 
 use patchgpt_tensor::{
-    AdamW, Backend, Binary, Destination, Distribution, Memory, Reduction, Result, ScatterIndex, Tensor, Unary,
+    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Memory, Reduction, Result, ScatterIndex,
+    Tensor, Unary,
 };
 
 use crate::device::Cuda;
@@ -190,6 +191,10 @@ impl Backend for Cuda {
         weights: &Tensor,
     ) -> Result<()> {
         ops::cross_entropy::backward(self, d_logits, d_losses, logits, lse, targets, weights)
+    }
+
+    fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
+        ops::linear_cross_entropy::linear_cross_entropy(self, args)
     }
 
     fn adamw(&self, args: AdamW) -> Result<()> {

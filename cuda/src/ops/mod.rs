@@ -12,12 +12,14 @@ pub(crate) mod fill;
 pub(crate) mod gelu;
 pub(crate) mod global_norm;
 pub(crate) mod layer_norm;
+pub(crate) mod linear_cross_entropy;
 pub(crate) mod matmul;
 pub(crate) mod patch_embedding;
 pub(crate) mod random;
 pub(crate) mod reduce;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+mod rows;
 pub(crate) mod softmax;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
@@ -30,8 +32,25 @@ use crate::launch::Specialisation;
 
 /// Every specialisation that the tests and the benches use, for builds ahead of a run and for the table of registers and shared memory.
 pub fn specialisations() -> Vec<Specialisation> {
-    // One line an op: `all.extend(rms_norm::specialisations());`
-    Vec::new()
+    [
+        adamw::specialisations(),
+        binary::specialisations(),
+        copy::specialisations(),
+        cross_entropy::specialisations(),
+        fill::specialisations(),
+        gelu::specialisations(),
+        global_norm::specialisations(),
+        layer_norm::specialisations(),
+        patch_embedding::specialisations(),
+        random::specialisations(),
+        reduce::specialisations(),
+        rms_norm::specialisations(),
+        rope::specialisations(),
+        softmax::specialisations(),
+        swiglu::specialisations(),
+        unary::specialisations(),
+    ]
+    .concat()
 }
 
 /// The answer of a primitive that this device does not have yet.
