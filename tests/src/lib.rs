@@ -6,5 +6,6 @@
 
 pub mod array;
 pub mod cases;
+pub mod check;
 pub mod reference;
 pub mod tolerance;

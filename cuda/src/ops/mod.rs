@@ -24,10 +24,6 @@ pub(crate) mod softmax;
 pub(crate) mod swiglu;
 pub(crate) mod unary;
 
-use patchgpt_tensor::Result;
-
-use crate::device::Cuda;
-use crate::error::backend;
 use crate::launch::Specialisation;
 
 /// Every specialisation that the tests and the benches use, for builds ahead of a run and for the table of registers and shared memory.
@@ -35,6 +31,7 @@ pub fn specialisations() -> Vec<Specialisation> {
     [
         adamw::specialisations(),
         binary::specialisations(),
+        causal_attention::specialisations(),
         copy::specialisations(),
         cross_entropy::specialisations(),
         fill::specialisations(),
@@ -51,9 +48,4 @@ pub fn specialisations() -> Vec<Specialisation> {
         unary::specialisations(),
     ]
     .concat()
-}
-
-/// The answer of a primitive that this device does not have yet.
-fn missing(cuda: &Cuda, primitive: &str) -> Result<()> {
-    Err(backend(cuda, format!("the primitive {primitive} is not on this device yet; --device cpu has it")))
 }
