@@ -72,9 +72,10 @@ KERNEL(cross_entropy, 1024, A *losses, i64 losses_stride, A *lse, i64 lse_stride
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
+    Share share(live ? packs : 0, at.column, row_threads);
     const X *row = logits + n * stride;
     Exponentials<X> sum;
-    for (i64 p = at.column; live && p < packs; p += row_threads) sum.add(load_pack<PACK>(row + p * PACK));
+    sweep(CachedRow<X, PACK>(row, nullptr), share, [&](i32, const Pack<X, PACK> &in) { sum.add(in); });
     sum.combine(scratch, row_threads);
     if (!live || at.column >= WARP) return;
     A top = sum.log_sum(), loss = Targets{targets + n * k, weights, k}.loss(top, row, at.column);
@@ -90,6 +91,7 @@ KERNEL(cross_entropy_backward, 1024, X *d_logits, i64 d_stride, i32 accumulate, 
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
+    Share share(live ? packs : 0, at.column, row_threads);
     const X *row = logits + n * stride;
     X *d_row = d_logits + n * d_stride;
     Targets all{targets + n * k, weights, k};
@@ -101,12 +103,11 @@ KERNEL(cross_entropy_backward, 1024, X *d_logits, i64 d_stride, i32 accumulate, 
     if (own.index != IGNORE && accumulate) exact += widen(d_row[own.index]);
 
     sync_row(row_threads); // the targets' logits have been read
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
-        Pack<X, PACK> in = load_pack<PACK>(row + p * PACK);
+    sweep(CachedRow<X, PACK>(row, nullptr), share, [&](i32 p, const Pack<X, PACK> &in) {
         A d[PACK];
         UNROLL for (int i = 0; i < PACK; i++) d[i] = any ? scale * exponential<X>(widen(in[i]) - top) : A(0);
         put_pack(d_row + p * PACK, d, accumulate);
-    }
+    });
     sync_row(row_threads); // every element but the targets' is final
     if (own.index != IGNORE) d_row[own.index] = narrow<X>(exact);
 }
@@ -119,12 +120,13 @@ KERNEL(cross_entropy_fused, 1024, A *losses, i64 losses_stride, X *logits, i64 s
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
+    Share share(live ? packs : 0, at.column, row_threads);
     X *row = logits + n * stride;
     CachedRow<X, PACK> values(row, cached ? shared + at.row * packs * PACK : nullptr);
     Targets all{targets + n * k, weights, k};
     OwnTarget own(all, row, at.column, live);
     Exponentials<X> sum;
-    for (i64 p = at.column; live && p < packs; p += row_threads) sum.add(values.first(p));
+    sweep(values, share, [&](i32, const Pack<X, PACK> &in) { sum.add(in); });
     sum.combine(scratch, row_threads);
     A lse = sum.log_sum();
     if (live && at.column < WARP) {
@@ -135,7 +137,7 @@ KERNEL(cross_entropy_fused, 1024, A *losses, i64 losses_stride, X *logits, i64 s
     A d_loss = any ? *scale : A(0), factor = any ? d_loss * all.total() : A(0);
 
     sync_row(row_threads); // the targets' logits have been read
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
+    for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> in = values.again(p);
         A d[PACK];
         UNROLL for (int i = 0; i < PACK; i++) d[i] = any ? factor * exponential<X>(widen(in[i]) - lse) : A(0);

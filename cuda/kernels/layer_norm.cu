@@ -17,17 +17,17 @@ KERNEL(layer_norm, 1024, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rs
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
+    Share share(live ? packs : 0, at.column, row_threads);
     A width = (A)(packs * PACK);
     CachedRow<X, PACK> row(x + n * x_stride, cached ? shared + at.row * packs * PACK : nullptr);
     A sum[1] = {0};
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
-        Pack<X, PACK> in = row.first(p);
+    sweep(row, share, [&](i32, const Pack<X, PACK> &in) {
         UNROLL for (int i = 0; i < PACK; i++) sum[0] += widen(in[i]);
-    }
+    });
     row_sum(sum, scratch, row_threads);
     A m = sum[0] / width;
     A squares[1] = {0};
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
+    for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> in = row.again(p);
         UNROLL for (int i = 0; i < PACK; i++) squares[0] += (widen(in[i]) - m) * (widen(in[i]) - m);
     }
@@ -37,7 +37,7 @@ KERNEL(layer_norm, 1024, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rs
         mean[n * mean_stride] = m;
         rstd[n * rstd_stride] = r;
     }
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
+    for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> in = row.again(p), w = load_pack<PACK>(weight + p * PACK), b = load_pack<PACK>(bias + p * PACK);
         A y[PACK];
         UNROLL for (int i = 0; i < PACK; i++) y[i] = (widen(in[i]) - m) * r * widen(w[i]) + widen(b[i]);
@@ -46,7 +46,7 @@ KERNEL(layer_norm, 1024, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rs
 }
 
 /// Each of `d_x`, `d_weight` and `d_bias` may be null; d_x may be d_out. `d_weight`, `d_bias`: a partial row for each block.
-KERNEL(layer_norm_backward, 512, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, A *d_bias, const X *d_out, i64 d_out_stride,
+KERNEL_OCCUPANCY(layer_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, A *d_bias, const X *d_out, i64 d_out_stride,
        const X *x, i64 x_stride, const X *weight, const A *mean, i64 mean_stride, const A *rstd, i64 rstd_stride, i64 rows, i64 packs,
        i64 rows_per_block, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [2 * ROW_SCRATCH]);
@@ -64,11 +64,12 @@ KERNEL(layer_norm_backward, 512, X *d_x, i64 d_x_stride, i32 accumulate, A *d_we
     for (i64 base = start; base < end; base += flight) {
         i64 n = base + at.row;
         bool live = n < end;
+        Share share(live ? packs : 0, at.column, row_threads);
         CachedRow<X, PACK> gradient(d_out + n * d_out_stride, cache), input(x + n * x_stride, cache ? cache + width : nullptr);
         A m = live ? mean[n * mean_stride] : A(0), r = live ? rstd[n * rstd_stride] : A(0);
         A sums[2] = {0, 0}; // of g and of g * x^
-        for (i64 p = at.column; live && p < packs; p += row_threads) {
-            Pack<X, PACK> d = gradient.first(p), in = input.first(p), w = load_pack<PACK>(weight + p * PACK);
+        sweep(gradient, input, share, [&](i32 p, const Pack<X, PACK> &d, const Pack<X, PACK> &in) {
+            Pack<X, PACK> w = load_pack<PACK>(weight + p * PACK);
             A terms[PACK], plain[PACK];
             UNROLL for (int i = 0; i < PACK; i++) {
                 plain[i] = widen(d[i]);
@@ -78,11 +79,11 @@ KERNEL(layer_norm_backward, 512, X *d_x, i64 d_x_stride, i32 accumulate, A *d_we
             }
             weights.add(p, terms);
             biases.add(p, plain);
-        }
+        });
         if (!d_x) continue;
         row_sum(sums, scratch, row_threads);
         A first = sums[0] / (A)width, second = sums[1] / (A)width;
-        for (i64 p = at.column; live && p < packs; p += row_threads) {
+        for (i32 p = share.column; p < share.packs; p += share.step) {
             Pack<X, PACK> d = gradient.again(p), in = input.again(p), w = load_pack<PACK>(weight + p * PACK);
             A out[PACK];
             UNROLL for (int i = 0; i < PACK; i++)

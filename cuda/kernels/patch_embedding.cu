@@ -27,8 +27,6 @@ KERNEL(patch_embedding, 256, X *out, i64 out_stride, const X *table, i64 table_s
 
 /// Positions that the threads of a row walk; most rows in flight in a block.
 constexpr i32 SEGMENT = 64, FLIGHT = 8;
-/// Rows read ahead.
-constexpr i32 AHEAD = 4;
 
 /// The id whose run holds `position`: the last v with offsets[v] <= position.
 DEVICE i32 id_at(const i32 *offsets, i32 vocabulary, i32 position) {

@@ -16,16 +16,16 @@ KERNEL(rms_norm, 1024, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
+    Share share(live ? packs : 0, at.column, row_threads);
     CachedRow<X, PACK> row(x + n * x_stride, cached ? shared + at.row * packs * PACK : nullptr);
     A squares[1] = {0};
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
-        Pack<X, PACK> in = row.first(p);
+    sweep(row, share, [&](i32, const Pack<X, PACK> &in) {
         UNROLL for (int i = 0; i < PACK; i++) squares[0] += widen(in[i]) * widen(in[i]);
-    }
+    });
     row_sum(squares, scratch, row_threads);
     A r = A(1) / square_root(squares[0] / (A)(packs * PACK) + (A)eps);
     if (live && at.column == 0) rstd[n * rstd_stride] = r;
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
+    for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> in = row.again(p), w = load_pack<PACK>(weight + p * PACK);
         A y[PACK];
         UNROLL for (int i = 0; i < PACK; i++) y[i] = widen(in[i]) * r * widen(w[i]);
@@ -34,7 +34,7 @@ KERNEL(rms_norm, 1024, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X
 }
 
 /// `d_x` or `d_weight` may be null; d_x may be d_out. `d_weight`: a partial row for each block.
-KERNEL(rms_norm_backward, 512, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, const X *d_out, i64 d_out_stride, const X *x,
+KERNEL_OCCUPANCY(rms_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, const X *d_out, i64 d_out_stride, const X *x,
        i64 x_stride, const X *weight, const A *rstd, i64 rstd_stride, i64 rows, i64 packs, i64 rows_per_block, u32 row_threads,
        i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
@@ -50,22 +50,23 @@ KERNEL(rms_norm_backward, 512, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weig
     for (i64 base = start; base < end; base += flight) {
         i64 n = base + at.row;
         bool live = n < end;
+        Share share(live ? packs : 0, at.column, row_threads);
         CachedRow<X, PACK> gradient(d_out + n * d_out_stride, cache), input(x + n * x_stride, cache ? cache + width : nullptr);
         A r = live ? rstd[n * rstd_stride] : A(0);
         A dot[1] = {0};
-        for (i64 p = at.column; live && p < packs; p += row_threads) {
-            Pack<X, PACK> d = gradient.first(p), in = input.first(p), w = load_pack<PACK>(weight + p * PACK);
+        sweep(gradient, input, share, [&](i32 p, const Pack<X, PACK> &d, const Pack<X, PACK> &in) {
+            Pack<X, PACK> w = load_pack<PACK>(weight + p * PACK);
             A terms[PACK];
             UNROLL for (int i = 0; i < PACK; i++) {
                 terms[i] = widen(d[i]) * (widen(in[i]) * r);
                 dot[0] += terms[i] * widen(w[i]);
             }
             weights.add(p, terms);
-        }
+        });
         if (!d_x) continue;
         row_sum(dot, scratch, row_threads);
         A mean = dot[0] / (A)width;
-        for (i64 p = at.column; live && p < packs; p += row_threads) {
+        for (i32 p = share.column; p < share.packs; p += share.step) {
             Pack<X, PACK> d = gradient.again(p), in = input.again(p), w = load_pack<PACK>(weight + p * PACK);
             A out[PACK];
             UNROLL for (int i = 0; i < PACK; i++) out[i] = r * (widen(d[i]) * widen(w[i]) - widen(in[i]) * r * mean);

@@ -113,19 +113,63 @@ template <class T, int N, class A> DEVICE void get_pack(const T *from, A (&x)[N]
 }
 
 /// A row that is read from global memory once, and then from shared memory where it has room there (`cache` not null, 16-byte
-/// aligned). A thread asks again only for packs that it asked for first, so no barrier is needed.
+/// aligned). A thread asks again only for packs that its sweep brought, so no barrier is needed.
 template <class T, int N> struct CachedRow {
     const T *row;
     T *cache;
     DEVICE CachedRow(const T *row, T *cache) : row(row), cache(cache) {}
 
-    DEVICE Pack<T, N> first(i64 pack) const {
-        Pack<T, N> x = load_pack<N>(row + pack * N);
-        if (cache) store_pack(cache + pack * N, x);
-        return x;
+    DEVICE Pack<T, N> load(i32 pack) const { return load_pack<N>(row + (i64)pack * N); }
+    DEVICE void keep(i32 pack, const Pack<T, N> &x) const {
+        if (cache) store_pack(cache + (i64)pack * N, x);
     }
-    DEVICE Pack<T, N> again(i64 pack) const { return load_pack<N>((cache ? cache : row) + pack * N); }
+    DEVICE Pack<T, N> again(i32 pack) const { return load_pack<N>((cache ? cache : row) + (i64)pack * N); }
 };
+
+/// The packs of a row that are a thread's: column, column + step, ... below `packs`.
+struct Share {
+    i32 packs;
+    i32 column, step;
+    DEVICE Share(i64 packs, u32 column, u32 step) : packs((i32)packs), column((i32)column), step((i32)step) {}
+};
+
+/// Accesses that a thread has under way before it uses the first: enough to hide memory's latency with the blocks that fit.
+constexpr int AHEAD = 4;
+
+/// The first sweep over a row: calls `body(pack, elements)` for each pack of the share.
+template <class T, int N, class F> DEVICE void sweep(const CachedRow<T, N> &row, Share share, F body) {
+    for (i32 base = share.column; base < share.packs; base += AHEAD * share.step) {
+        Pack<T, N> x[AHEAD];
+        UNROLL for (int j = 0; j < AHEAD; j++)
+            if (base + j * share.step < share.packs) x[j] = row.load(base + j * share.step);
+        UNROLL for (int j = 0; j < AHEAD; j++) {
+            i32 p = base + j * share.step;
+            if (p >= share.packs) break;
+            row.keep(p, x[j]);
+            body(p, x[j]);
+        }
+    }
+}
+
+/// The first sweep over two rows together: `body(pack, elements of a, elements of b)`.
+template <class T, int N, class F>
+DEVICE void sweep(const CachedRow<T, N> &a, const CachedRow<T, N> &b, Share share, F body) {
+    for (i32 base = share.column; base < share.packs; base += AHEAD / 2 * share.step) {
+        Pack<T, N> x[AHEAD / 2], y[AHEAD / 2];
+        UNROLL for (int j = 0; j < AHEAD / 2; j++)
+            if (base + j * share.step < share.packs) {
+                x[j] = a.load(base + j * share.step);
+                y[j] = b.load(base + j * share.step);
+            }
+        UNROLL for (int j = 0; j < AHEAD / 2; j++) {
+            i32 p = base + j * share.step;
+            if (p >= share.packs) break;
+            a.keep(p, x[j]);
+            b.keep(p, y[j]);
+            body(p, x[j], y[j]);
+        }
+    }
+}
 
 /// sum e^x, kept as `total` = sum e^(x - top) with `top` the greatest x so far, NaN aside, which `total` meets.
 template <class T> struct Exponentials {
@@ -171,24 +215,24 @@ template <class A, int N> struct ColumnSums {
     /// `out`: the block's row of results. `shared`: flight * width accumulators, or null.
     DEVICE ColumnSums(A *out, A *shared, Place at, u32 flight, u32 row_threads, i64 packs)
         : out(out), shared(shared), mine(shared ? shared + at.row * packs * N : out), flight(flight), packs(packs) {
-        for (i64 p = at.column; out && p < packs; p += row_threads)
+        for (i32 p = at.column; out && p < packs; p += row_threads)
             UNROLL for (int i = 0; i < N; i++) mine[slot(p, i)] = 0;
     }
     /// In shared memory neighbouring threads have neighbouring slots: no two in one bank.
-    DEVICE i64 slot(i64 pack, int i) const { return shared ? i * packs + pack : pack * N + i; }
+    DEVICE i64 slot(i32 pack, int i) const { return shared ? i * packs + pack : (i64)pack * N + i; }
 
-    DEVICE void add(i64 pack, const A (&x)[N]) {
+    DEVICE void add(i32 pack, const A (&x)[N]) {
         if (out) UNROLL for (int i = 0; i < N; i++) mine[slot(pack, i)] += x[i];
     }
     /// Adds the rows in flight, in order, and writes the results. All threads of the block call.
     DEVICE void finish() {
         if (!out || !shared) return;
         sync_block();
-        for (i64 p = threadIdx.x; p < packs; p += blockDim.x)
+        for (i32 p = threadIdx.x; p < packs; p += blockDim.x)
             UNROLL for (int i = 0; i < N; i++) {
                 A sum = shared[slot(p, i)];
                 for (u32 f = 1; f < flight; f++) sum += shared[f * packs * N + slot(p, i)];
-                out[p * N + i] = sum;
+                out[(i64)p * N + i] = sum;
             }
     }
 };

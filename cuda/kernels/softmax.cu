@@ -12,13 +12,13 @@ KERNEL(softmax, 1024, X *out, i64 out_stride, const X *x, i64 x_stride, i64 rows
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
-    bool live = n < rows;
+    Share share(n < rows ? packs : 0, at.column, row_threads);
     CachedRow<X, PACK> row(x + n * x_stride, cached ? shared + at.row * packs * PACK : nullptr);
     Exponentials<X> sum;
-    for (i64 p = at.column; live && p < packs; p += row_threads) sum.add(row.first(p));
+    sweep(row, share, [&](i32, const Pack<X, PACK> &in) { sum.add(in); });
     sum.combine(scratch, row_threads);
     A top = sum.pivot(), scale = A(1) / sum.total;
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
+    for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> in = row.again(p);
         A y[PACK];
         UNROLL for (int i = 0; i < PACK; i++) y[i] = exponential<X>(widen(in[i]) - top) * scale;
@@ -32,16 +32,15 @@ KERNEL(softmax_backward, 1024, X *d_x, i64 d_x_stride, i32 accumulate, const X *
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
-    bool live = n < rows;
+    Share share(n < rows ? packs : 0, at.column, row_threads);
     X *cache = cached ? shared + 2 * at.row * packs * PACK : nullptr;
     CachedRow<X, PACK> gradient(d_y + n * d_y_stride, cache), output(y + n * y_stride, cached ? cache + packs * PACK : nullptr);
     A dot[1] = {0};
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
-        Pack<X, PACK> g = gradient.first(p), o = output.first(p);
+    sweep(gradient, output, share, [&](i32, const Pack<X, PACK> &g, const Pack<X, PACK> &o) {
         UNROLL for (int i = 0; i < PACK; i++) dot[0] += widen(g[i]) * widen(o[i]);
-    }
+    });
     row_sum(dot, scratch, row_threads);
-    for (i64 p = at.column; live && p < packs; p += row_threads) {
+    for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> g = gradient.again(p), o = output.again(p);
         A d[PACK];
         UNROLL for (int i = 0; i < PACK; i++) d[i] = widen(o[i]) * (widen(g[i]) - dot[0]);

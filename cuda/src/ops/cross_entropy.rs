@@ -3,7 +3,7 @@
 
 use patchgpt_tensor::{Destination, Error, Result, Tensor};
 
-use super::rows::{RowThreads, Rows, floating, pack, shared_if_fits, specialisations as of_rows};
+use super::rows::{RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
@@ -133,6 +133,6 @@ pub(super) fn fused(
         .value(i32::from(shared.is_some()))
         .blocks(threads.blocks(rows.count))
         .threads(threads.block())
-        .shared(shared.unwrap_or(0))
+        .shared(shared_bytes(shared))
         .launch()
 }

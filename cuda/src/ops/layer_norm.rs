@@ -4,7 +4,9 @@
 use patchgpt_tensor::{Destination, Result, Tensor};
 
 use super::reduce::sum_columns;
-use super::rows::{Partials, RowThreads, Rows, floating, pack, shared_if_fits, specialisations as of_rows};
+use super::rows::{
+    Partials, RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows,
+};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
@@ -53,7 +55,7 @@ pub(crate) fn forward(
         .value(i32::from(shared.is_some()))
         .blocks(threads.blocks(from.count))
         .threads(threads.block())
-        .shared(shared.unwrap_or(0))
+        .shared(shared_bytes(shared))
         .launch()
 }
 
@@ -104,7 +106,7 @@ pub(crate) fn backward(
         .value(i32::from(sums.shared.is_some()))
         .blocks(sums.blocks)
         .threads(sums.threads.block())
-        .shared(sums.shared.unwrap_or(0))
+        .shared(shared_bytes(sums.shared))
         .launch()?;
     for (d, partial) in [(d_weight, partial_weight), (d_bias, partial_bias)] {
         if let (Some(d), Some(partial)) = (d, partial) {

@@ -4,7 +4,9 @@
 use patchgpt_tensor::{Destination, Result, Tensor};
 
 use super::reduce::sum_columns;
-use super::rows::{Partials, RowThreads, Rows, floating, pack, shared_if_fits, specialisations as of_rows};
+use super::rows::{
+    Partials, RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows,
+};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
@@ -40,7 +42,7 @@ pub(crate) fn forward(cuda: &Cuda, out: &Tensor, rstd: &Tensor, x: &Tensor, weig
         .value(i32::from(shared.is_some()))
         .blocks(threads.blocks(from.count))
         .threads(threads.block())
-        .shared(shared.unwrap_or(0))
+        .shared(shared_bytes(shared))
         .launch()
 }
 
@@ -84,7 +86,7 @@ pub(crate) fn backward(
         .value(i32::from(sums.shared.is_some()))
         .blocks(sums.blocks)
         .threads(sums.threads.block())
-        .shared(sums.shared.unwrap_or(0))
+        .shared(shared_bytes(sums.shared))
         .launch()?;
     match (d_weight, partial) {
         (Some(d), Some(partial)) => sum_columns(cuda, d, &partial),

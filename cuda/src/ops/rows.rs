@@ -128,6 +128,11 @@ pub(crate) fn shared_if_fits(cuda: &Cuda, bytes: usize) -> Option<usize> {
     (bytes + FIXED <= cuda.shared_memory_per_block()).then_some(bytes)
 }
 
+/// What a launch of a kernel that names dynamic shared memory asks for, also where it uses none of it.
+pub(crate) fn shared_bytes(wanted: Option<usize>) -> usize {
+    wanted.unwrap_or(0).max(ACCESS)
+}
+
 /// Column sums that blocks take over their rows and a further launch adds in order: the gradients of a norm's weight and bias.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Partials {

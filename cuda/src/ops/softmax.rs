@@ -3,7 +3,7 @@
 
 use patchgpt_tensor::{Destination, Result, Tensor};
 
-use super::rows::{RowThreads, Rows, floating, pack, shared_if_fits, specialisations as of_rows};
+use super::rows::{RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
@@ -35,7 +35,7 @@ pub(crate) fn forward(cuda: &Cuda, out: &Tensor, x: &Tensor) -> Result<()> {
         .value(i32::from(shared.is_some()))
         .blocks(threads.blocks(from.count))
         .threads(threads.block())
-        .shared(shared.unwrap_or(0))
+        .shared(shared_bytes(shared))
         .launch()
 }
 
@@ -64,6 +64,6 @@ pub(crate) fn backward(cuda: &Cuda, d_x: Destination, d_y: &Tensor, y: &Tensor) 
         .value(i32::from(shared.is_some()))
         .blocks(threads.blocks(output.count))
         .threads(threads.block())
-        .shared(shared.unwrap_or(0))
+        .shared(shared_bytes(shared))
         .launch()
 }
