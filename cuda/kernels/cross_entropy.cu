@@ -66,7 +66,7 @@ DEVICE void sync_row(u32 row_threads) {
     else sync_block();
 }
 
-KERNEL(cross_entropy, 1024, A *losses, i64 losses_stride, A *lse, i64 lse_stride, const X *logits, i64 stride, const i32 *targets,
+KERNEL_OCCUPANCY(cross_entropy, 1024, 1, A *losses, i64 losses_stride, A *lse, i64 lse_stride, const X *logits, i64 stride, const i32 *targets,
        const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     Place at = place(row_threads);
@@ -85,7 +85,7 @@ KERNEL(cross_entropy, 1024, A *losses, i64 losses_stride, A *lse, i64 lse_stride
     }
 }
 
-KERNEL(cross_entropy_backward, 1024, X *d_logits, i64 d_stride, i32 accumulate, const A *d_losses, i64 d_losses_stride,
+KERNEL_OCCUPANCY(cross_entropy_backward, 1024, 1, X *d_logits, i64 d_stride, i32 accumulate, const A *d_losses, i64 d_losses_stride,
        const X *logits, i64 stride, const A *lse, i64 lse_stride, const i32 *targets, const A *weights, i64 rows, i64 packs, i32 k,
        u32 row_threads) {
     Place at = place(row_threads);
@@ -113,7 +113,7 @@ KERNEL(cross_entropy_backward, 1024, X *d_logits, i64 d_stride, i32 accumulate, 
 }
 
 /// `scale`: the gradient of every loss, 0-d.
-KERNEL(cross_entropy_fused, 1024, A *losses, i64 losses_stride, X *logits, i64 stride, const A *scale, const i32 *targets,
+KERNEL_OCCUPANCY(cross_entropy_fused, 1024, 1, A *losses, i64 losses_stride, X *logits, i64 stride, const A *scale, const i32 *targets,
        const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);

@@ -10,7 +10,7 @@
 
 typedef Accumulator<X>::type A;
 
-KERNEL(layer_norm, 1024, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride,
+KERNEL_OCCUPANCY(layer_norm, 512, 1, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride,
        const X *weight, const X *bias, i64 rows, i64 packs, f64 eps, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);

@@ -9,7 +9,7 @@
 
 typedef Accumulator<X>::type A;
 
-KERNEL(rms_norm, 1024, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride, const X *weight, i64 rows,
+KERNEL_OCCUPANCY(rms_norm, 512, 1, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride, const X *weight, i64 rows,
        i64 packs, f64 eps, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);

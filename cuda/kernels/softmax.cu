@@ -7,7 +7,7 @@
 
 typedef Accumulator<X>::type A;
 
-KERNEL(softmax, 1024, X *out, i64 out_stride, const X *x, i64 x_stride, i64 rows, i64 packs, u32 row_threads, i32 cached) {
+KERNEL_OCCUPANCY(softmax, 512, 1, X *out, i64 out_stride, const X *x, i64 x_stride, i64 rows, i64 packs, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
@@ -26,7 +26,7 @@ KERNEL(softmax, 1024, X *out, i64 out_stride, const X *x, i64 x_stride, i64 rows
     }
 }
 
-KERNEL(softmax_backward, 1024, X *d_x, i64 d_x_stride, i32 accumulate, const X *d_y, i64 d_y_stride, const X *y, i64 y_stride,
+KERNEL_OCCUPANCY(softmax_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, const X *d_y, i64 d_y_stride, const X *y, i64 y_stride,
        i64 rows, i64 packs, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);

@@ -9,6 +9,9 @@ use crate::launch::{KernelSource, Specialisation, kernel_source};
 
 static SOURCE: KernelSource = kernel_source!("adamw", "rows.cuh");
 
+/// Blocks that a multiprocessor holds.
+const BLOCKS_EACH: usize = 4;
+
 pub(crate) fn specialisations() -> Vec<Specialisation> {
     [4, 1].map(|pack| Specialisation::new(&SOURCE).define("X", DType::F32).define("PACK", pack)).into()
 }
@@ -40,6 +43,8 @@ pub(crate) fn adamw(cuda: &Cuda, args: AdamW) -> Result<()> {
         pack = if is_aligned(cuda, tensor)? { pack } else { 1 };
     }
     let count = args.parameters.len();
+    // Blocks that stay, since each first works out the step's constants.
+    let blocks = elementwise_blocks(count.div_ceil(pack)).min(BLOCKS_EACH * cuda.multiprocessors());
     cuda.kernel(&SOURCE, "adamw")
         .define("X", x)
         .define("PACK", pack)
@@ -58,7 +63,7 @@ pub(crate) fn adamw(cuda: &Cuda, args: AdamW) -> Result<()> {
             decay_len: args.decay_len as i64,
         })
         .value(count as i64)
-        .blocks(elementwise_blocks(count.div_ceil(pack)))
+        .blocks(blocks)
         .threads(ELEMENTWISE)
         .launch()
 }

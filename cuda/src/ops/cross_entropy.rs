@@ -13,13 +13,14 @@ pub(crate) fn specialisations() -> Vec<Specialisation> {
     of_rows(&SOURCE)
 }
 
-/// Threads of rows; each of the K targets needs one.
+/// Threads of rows; each of the K targets needs one. At most 512 where K allows: two blocks of a long row then share a multiprocessor, one
+/// reading while the other writes.
 fn row_threads(op: &'static str, logits: Rows, packs: usize, k: usize) -> Result<RowThreads> {
     const MOST: usize = 1024;
     if k > MOST {
         return Err(Error::value(op, format!("at most {MOST} targets a row on this device, got {k}")));
     }
-    let threads = RowThreads::new(logits.count, packs, 256, MOST);
+    let threads = RowThreads::new(logits.count, packs, 256, 512);
     if threads.threads >= k {
         return Ok(threads);
     }

@@ -33,7 +33,7 @@ pub(crate) fn forward(
     let (to, from) = (Rows::of(op, out)?, Rows::of(op, x)?);
     let pack = pack(cuda, x.dtype(), from.width, &[out, x, weight, bias])?;
     let packs = from.width / pack;
-    let threads = RowThreads::new(from.count, packs, 256, 1024);
+    let threads = RowThreads::new(from.count, packs, 256, 512);
     let shared = shared_if_fits(cuda, threads.flight * from.width * x.dtype().size());
     cuda.kernel(&SOURCE, "layer_norm")
         .define("X", x.dtype())

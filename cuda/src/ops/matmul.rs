@@ -22,7 +22,10 @@ pub(crate) fn matmul(cuda: &Cuda, out: Destination, a: &Tensor, b: &Tensor, alph
         let got = [a.dtype(), b.dtype(), out.tensor.dtype()];
         return match got.iter().find(|d| !matches!(d, DType::F32 | DType::BF16)) {
             Some(&other) => Err(Error::dtype(op, expected, other)),
-            None => Err(Error::value(op, format!("{expected} expected on this device, got {} @ {} into {}", got[0], got[1], got[2]))),
+            None => Err(Error::value(
+                op,
+                format!("{expected} expected on this device, got {} @ {} into {}", got[0], got[1], got[2]),
+            )),
         };
     }
     if out.tensor.is_empty() {
@@ -92,9 +95,11 @@ fn into_plain(cuda: &Cuda, out: Destination, a: &Tensor, b: &Tensor, alpha: f64)
     // Row-major out: out^T = b^T a^T, and the memory of a row-major factor is already its transpose. Column-major out: out = a b as it stands.
     let (first, second, m, n) = if by_rows { (b, a, n, m) } else { (a, b, m, n) };
     let strides = |t: &Tensor| t.strides()[..rank - 2].to_vec();
-    let (batch, outer) = batches(&out.tensor.shape()[..rank - 2], [strides(first), strides(second), strides(out.tensor)]);
+    let (batch, outer) =
+        batches(&out.tensor.shape()[..rank - 2], [strides(first), strides(second), strides(out.tensor)]);
     let factor = |t: &Tensor, which: usize| -> Result<Factor> {
-        let matrix = Matrix::of(t).ok_or_else(|| Error::shape("matmul", format!("{:?} is no matrix for cuBLAS", t.layout())))?;
+        let matrix =
+            Matrix::of(t).ok_or_else(|| Error::shape("matmul", format!("{:?} is no matrix for cuBLAS", t.layout())))?;
         Ok(Factor {
             address: cuda.address(t)?,
             dtype: t.dtype(),
@@ -150,7 +155,9 @@ fn batches(shape: &[usize], strides: [Vec<usize>; 3]) -> (Batch, Vec<[usize; 3]>
         }
         offsets = offsets
             .iter()
-            .flat_map(|o: &[usize; 3]| (0..shape[d]).map(|i| std::array::from_fn(|t| o[t] + i * strides[t][d])).collect::<Vec<_>>())
+            .flat_map(|o: &[usize; 3]| {
+                (0..shape[d]).map(|i| std::array::from_fn(|t| o[t] + i * strides[t][d])).collect::<Vec<_>>()
+            })
             .collect();
     }
     (batch, offsets)

@@ -23,7 +23,7 @@ pub(crate) fn forward(cuda: &Cuda, out: &Tensor, rstd: &Tensor, x: &Tensor, weig
     let (to, from) = (Rows::of(op, out)?, Rows::of(op, x)?);
     let pack = pack(cuda, x.dtype(), from.width, &[out, x, weight])?;
     let packs = from.width / pack;
-    let threads = RowThreads::new(from.count, packs, 256, 1024);
+    let threads = RowThreads::new(from.count, packs, 256, 512);
     let shared = shared_if_fits(cuda, threads.flight * from.width * x.dtype().size());
     cuda.kernel(&SOURCE, "rms_norm")
         .define("X", x.dtype())

@@ -62,7 +62,8 @@ pub(crate) fn pack(cuda: &Cuda, x: DType, width: usize, operands: &[&Tensor]) ->
     for tensor in operands {
         let lead = tensor.rank().saturating_sub(1);
         let bytes = |stride: usize| stride * tensor.dtype().size();
-        let whole = (0..lead).all(|d| tensor.dim(d) <= 1 || bytes(tensor.strides()[d]).is_multiple_of(ACCESS));
+        let whole = width == tensor.len() // one row, whatever its shape
+            || (0..lead).all(|d| tensor.dim(d) <= 1 || bytes(tensor.strides()[d]).is_multiple_of(ACCESS));
         if !whole || !is_aligned(cuda, tensor)? {
             return Ok(1);
         }

@@ -20,7 +20,7 @@ pub(crate) fn forward(cuda: &Cuda, out: &Tensor, x: &Tensor) -> Result<()> {
     let (to, from) = (Rows::of(op, out)?, Rows::of(op, x)?);
     let pack = pack(cuda, x.dtype(), from.width, &[out, x])?;
     let packs = from.width / pack;
-    let threads = RowThreads::new(from.count, packs, 256, 1024);
+    let threads = RowThreads::new(from.count, packs, 256, 512);
     let shared = shared_if_fits(cuda, threads.flight * from.width * x.dtype().size());
     cuda.kernel(&SOURCE, "softmax")
         .define("X", x.dtype())
@@ -46,7 +46,7 @@ pub(crate) fn backward(cuda: &Cuda, d_x: Destination, d_y: &Tensor, y: &Tensor) 
     let (to, gradient, output) = (Rows::of(op, d_x.tensor)?, Rows::of(op, d_y)?, Rows::of(op, y)?);
     let pack = pack(cuda, y.dtype(), output.width, &[d_x.tensor, d_y, y])?;
     let packs = output.width / pack;
-    let threads = RowThreads::new(output.count, packs, 256, 1024);
+    let threads = RowThreads::new(output.count, packs, 256, 512);
     let shared = shared_if_fits(cuda, 2 * threads.flight * output.width * y.dtype().size());
     cuda.kernel(&SOURCE, "softmax_backward")
         .define("X", y.dtype())
