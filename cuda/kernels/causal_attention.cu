@@ -30,7 +30,8 @@ struct Softmax {
 
 /// A block owns OWN queries and visits the tiles of keys that they see. There is one tile each of k and v: while scores
 /// are made v is copied, while they are used the next k. Shared memory: q [OWN], k [VISIT], v [VISIT] rows of PITCH.
-KERNEL(causal_attention, THREADS, bf16 *out, f32 *lse, const bf16 *q, const bf16 *k, const bf16 *v, Attention a) {
+KERNEL_OCCUPANCY(causal_attention, THREADS, 1, bf16 *out, f32 *lse, const bf16 *q, const bf16 *k, const bf16 *v,
+                 Attention a) {
     DYNAMIC_SHARED(bf16, q_tile);
     bf16 *k_tile = q_tile + OWN * PITCH, *v_tile = k_tile + VISIT * PITCH;
     const Owned own(a.queries, a.heads, true);

@@ -16,7 +16,7 @@
 // order, and repeats to the bit.
 //
 // Compiled with HEAD, D rounded up to 16 (columns from D on are zeros in shared memory and never stored), OWN and
-// VISIT.
+// VISIT. Kernels ask for one block on a multiprocessor at least, so that the compiler may use all registers.
 #pragma once
 #include "prelude.cuh"
 

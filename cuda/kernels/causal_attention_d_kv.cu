@@ -5,8 +5,9 @@
 /// A block owns OWN keys and visits, head by head of their group, the tiles of queries that see them. Scores are
 /// transposed: keys are rows. While one stage of tiles is used the other is filled. Shared memory: k [OWN], v [OWN],
 /// twice q [VISIT], d_out [VISIT] rows of PITCH, lse [VISIT], delta [VISIT].
-KERNEL(causal_attention_d_kv, THREADS, bf16 *d_k, i32 accumulate_k, bf16 *d_v, i32 accumulate_v, const bf16 *d_out,
-       const bf16 *q, const bf16 *k, const bf16 *v, const f32 *lse, const f32 *delta, Attention a) {
+KERNEL_OCCUPANCY(causal_attention_d_kv, THREADS, 1, bf16 *d_k, i32 accumulate_k, bf16 *d_v, i32 accumulate_v,
+                 const bf16 *d_out, const bf16 *q, const bf16 *k, const bf16 *v, const f32 *lse, const f32 *delta,
+                 Attention a) {
     constexpr int NUMBERS = VISIT * sizeof(f32) / sizeof(bf16), STAGE = 2 * VISIT * PITCH + 2 * NUMBERS; // in bf16
     DYNAMIC_SHARED(bf16, k_tile);
     bf16 *v_tile = k_tile + OWN * PITCH, *stages = v_tile + OWN * PITCH;

@@ -25,8 +25,8 @@ DEVICE RowValues sum_delta(const bf16 *d_out_tile, const bf16 *out, const Owned 
 
 /// A block owns OWN queries and visits the tiles of keys that they see. While one stage of tiles is used the other is
 /// filled. Shared memory: q [OWN], d_out [OWN], twice k [VISIT], v [VISIT] rows of PITCH.
-KERNEL(causal_attention_d_q, THREADS, bf16 *d_q, i32 accumulate, f32 *delta_out, const bf16 *d_out, const bf16 *q,
-       const bf16 *k, const bf16 *v, const bf16 *out, const f32 *lse, Attention a) {
+KERNEL_OCCUPANCY(causal_attention_d_q, THREADS, 1, bf16 *d_q, i32 accumulate, f32 *delta_out, const bf16 *d_out,
+                 const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *out, const f32 *lse, Attention a) {
     constexpr int STAGE = 2 * VISIT * PITCH;
     DYNAMIC_SHARED(bf16, q_tile);
     bf16 *d_out_tile = q_tile + OWN * PITCH, *stages = d_out_tile + OWN * PITCH;

@@ -110,7 +110,7 @@ DEVICE bool is_seen(int key, int query, const Attention &a) { return key <= quer
 
 /// A block owns OWN queries. Shared memory: q [OWN], k [VISIT], v [VISIT] rows of PITCH, scores [OWN] rows of
 /// SCORES_PITCH.
-KERNEL(causal_attention, THREADS, X *out, A *lse, const X *q, const X *k, const X *v, Attention a) {
+KERNEL_OCCUPANCY(causal_attention, THREADS, 1, X *out, A *lse, const X *q, const X *k, const X *v, Attention a) {
     DYNAMIC_SHARED(A, q_tile);
     A *k_tile = q_tile + OWN * PITCH, *v_tile = k_tile + VISIT * PITCH, *scores = v_tile + VISIT * PITCH;
     const Owned own(a.queries, a.heads, true);
@@ -158,8 +158,8 @@ KERNEL(causal_attention, THREADS, X *out, A *lse, const X *q, const X *k, const 
 
 /// A block owns OWN queries, and leaves their delta for the other pass. Shared memory: q, d_out [OWN], k, v [VISIT]
 /// rows of PITCH, scores [OWN] rows of SCORES_PITCH.
-KERNEL(causal_attention_d_q, THREADS, X *d_q, i32 accumulate, A *delta_out, const X *d_out, const X *q, const X *k,
-       const X *v, const X *out, const A *lse, Attention a) {
+KERNEL_OCCUPANCY(causal_attention_d_q, THREADS, 1, X *d_q, i32 accumulate, A *delta_out, const X *d_out, const X *q,
+                 const X *k, const X *v, const X *out, const A *lse, Attention a) {
     DYNAMIC_SHARED(A, q_tile);
     A *d_out_tile = q_tile + OWN * PITCH, *k_tile = d_out_tile + OWN * PITCH, *v_tile = k_tile + VISIT * PITCH;
     A *scores = v_tile + VISIT * PITCH;
@@ -208,8 +208,8 @@ KERNEL(causal_attention_d_q, THREADS, X *d_q, i32 accumulate, A *delta_out, cons
 /// A block owns OWN keys and visits, head by head of their group, the tiles of queries that see them. Scores are
 /// transposed. Shared memory: k, v [OWN], q, d_out [VISIT] rows of PITCH, scores [OWN] rows of SCORES_PITCH, lse, delta
 /// [VISIT].
-KERNEL(causal_attention_d_kv, THREADS, X *d_k, i32 accumulate_k, X *d_v, i32 accumulate_v, const X *d_out, const X *q,
-       const X *k, const X *v, const A *lse, const A *delta, Attention a) {
+KERNEL_OCCUPANCY(causal_attention_d_kv, THREADS, 1, X *d_k, i32 accumulate_k, X *d_v, i32 accumulate_v,
+                 const X *d_out, const X *q, const X *k, const X *v, const A *lse, const A *delta, Attention a) {
     DYNAMIC_SHARED(A, k_tile);
     A *v_tile = k_tile + OWN * PITCH, *q_tile = v_tile + OWN * PITCH, *d_out_tile = q_tile + VISIT * PITCH;
     A *scores = d_out_tile + VISIT * PITCH, *lse2_tile = scores + OWN * SCORES_PITCH, *delta_tile = lse2_tile + VISIT;
