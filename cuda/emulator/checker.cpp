@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "emulator.h"
+#include "driver.h"
 
 namespace emulator {
 
@@ -32,7 +32,11 @@ constexpr size_t GRANULE = 2; // the smallest element that different threads wri
 
 std::vector<Cell> shared_cells;
 uint64_t launches = 0;
-bool instrumented = false; // whether any kernel has called the checker
+/// Whether kernels are compiled with calls of the checker.
+bool instrumented() {
+    static const bool on = beside("check") == "races";
+    return on;
+}
 
 std::vector<std::pair<const void *, std::vector<unsigned>>> counters; // blocks that have added to each, in order
 std::vector<bool> before;                                            // blocks that are ordered before the current one
@@ -99,7 +103,7 @@ void examine(Cell &cell, const void *address, bool write, bool global, const voi
 
 } // namespace
 
-bool checking() { return instrumented; }
+bool checking() { return instrumented(); }
 
 void check_launch(const Launch &launch) {
     launches++;
@@ -110,7 +114,7 @@ void check_launch(const Launch &launch) {
 void check_block() {
     before.assign((size_t)block.launch->blocks.x * block.launch->blocks.y * block.launch->blocks.z, false);
     // Shared memory begins anew with every block.
-    if (instrumented) shared_cells.assign((STATIC_ARENA + SHARED_BYTES) / GRANULE, Cell());
+    if (checking()) shared_cells.assign((STATIC_ARENA + SHARED_BYTES) / GRANULE, Cell());
 }
 
 void check_access(const void *address, size_t bytes, bool write, const void *site) {
@@ -124,7 +128,6 @@ void check_access(const void *address, size_t bytes, bool write, const void *sit
         }
         if (!inside) fail("out of bounds: " + std::to_string(bytes) + " bytes of shared memory at " + describe(address) + source_line(site));
         size_t first = (size_t)(p - block.shared) / GRANULE, last = (size_t)(p - block.shared + bytes - 1) / GRANULE;
-        if (shared_cells.empty()) shared_cells.assign((STATIC_ARENA + SHARED_BYTES) / GRANULE, Cell());
         for (size_t i = first; i <= last; i++) examine(shared_cells[i], block.shared + i * GRANULE, write, false, site);
         return;
     }
@@ -159,7 +162,7 @@ void check_atomic(const void *counter) {
 }
 
 void mark_initialised(const void *address, size_t bytes) {
-    if (!instrumented) return;
+    if (!checking()) return;
     Region *region = region_of(address);
     if (!region || !bytes) return;
     if (!region->cells) region->cells = new std::vector<Cell>(region->bytes / GRANULE + 1);
@@ -177,7 +180,7 @@ void forget_cells(Region &region) {
 using emulator::check_access;
 
 extern "C" {
-void __tsan_init() { emulator::instrumented = true; }
+void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void **, void *) {}

@@ -221,8 +221,6 @@ bool enqueue(void *stream, Operation operation) { return push((Stream *)stream, 
 void set_last_error(const std::string &message) { last_error = message; }
 
 Region *region_of(const void *address) {
-    static thread_local Region *recent = nullptr;
-    (void)recent;
     auto after = regions.upper_bound((char *)address);
     if (after == regions.begin()) return nullptr;
     Region &region = std::prev(after)->second;

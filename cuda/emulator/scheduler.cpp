@@ -91,9 +91,11 @@ Block block;
 namespace {
 
 void *scheduler_stack_pointer = nullptr;
+#if EMULATOR_ASAN
 void *scheduler_fake_stack = nullptr;
 const void *scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
+#endif
 std::vector<char *> free_stacks;
 
 /// A stack with an inaccessible page below it.

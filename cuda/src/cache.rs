@@ -44,7 +44,10 @@ pub(crate) fn write(path: &Path, contents: &[u8]) {
 }
 
 /// Writes a file beside its place and renames it.
-pub(crate) fn replace(path: &Path, body: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>) -> std::io::Result<()> {
+pub(crate) fn replace(
+    path: &Path,
+    body: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder)?;
     let beside = unique(path);

@@ -95,7 +95,9 @@ impl Function {
         if bytes > most {
             return Err(backend(
                 cuda,
-                format!("{entry}: {bytes} bytes of dynamic shared memory; this device has at most {most} for this kernel"),
+                format!(
+                    "{entry}: {bytes} bytes of dynamic shared memory; this device has at most {most} for this kernel"
+                ),
             ));
         }
         cuda.bind()?;
@@ -117,17 +119,15 @@ impl Compiler {
     pub(crate) fn new(context: Arc<Context>, capability: (i32, i32)) -> Result<Compiler> {
         let (major, minor) = probe::nvrtc_version()?;
         let identity = format!("NVRTC {major}.{minor} {}", emulator::identity());
-        let architecture = architecture(capability, &supported()?).map_err(|message| backend(context.name(), message))?;
+        let architecture =
+            architecture(capability, &supported()?).map_err(|message| backend(context.name(), message))?;
         Ok(Compiler { context, architecture, identity, modules: Mutex::default(), functions: Mutex::default() })
     }
 
     /// The function of an entry point, compiled and loaded the first time.
     pub(crate) fn function(&self, specialisation: &Specialisation, entry: &'static str) -> Result<Function> {
-        let key: Key = (
-            specialisation.source.name,
-            specialisation.source.text.as_ptr() as usize,
-            specialisation.defines.clone(),
-        );
+        let key: Key =
+            (specialisation.source.name, specialisation.source.text.as_ptr() as usize, specialisation.defines.clone());
         let key = (key, entry);
         if let Some(function) = self.functions.lock().unwrap_or_else(|e| e.into_inner()).get(&key) {
             return Ok(function.clone());
@@ -150,9 +150,11 @@ impl Compiler {
     pub(crate) fn build(&self, specialisation: &Specialisation) -> Result<Vec<u8>> {
         let program = Program::new(specialisation, &self.architecture, &["-lineinfo"])
             .map_err(|message| backend(self.context.name(), message))?;
-        let path = cache::folder()
-            .join("kernels")
-            .join(format!("{}-{}.cubin", specialisation.source.name, program.hash(&self.identity)));
+        let path = cache::folder().join("kernels").join(format!(
+            "{}-{}.cubin",
+            specialisation.source.name,
+            program.hash(&self.identity)
+        ));
         if let Some(cubin) = cache::read(&path) {
             return Ok(cubin);
         }
@@ -178,7 +180,9 @@ impl Compiler {
         // SAFETY: the module is loaded, the name ends in a null byte.
         let result = unsafe { sys::cuModuleGetFunction(&mut raw, module.raw, name.as_ptr()) };
         if result == CUresult::CUDA_ERROR_NOT_FOUND {
-            return Err(failed(format!("{specialisation} has no entry point `{entry}`; KERNEL({entry}, ...) declares one")));
+            return Err(failed(format!(
+                "{specialisation} has no entry point `{entry}`; KERNEL({entry}, ...) declares one"
+            )));
         }
         self.context.check(result, || format!("looking for {entry} in {specialisation}"))?;
         let attribute = |which| {
@@ -318,9 +322,8 @@ impl Program {
         }
         let program = RawProgram(raw);
         // SAFETY: the program is alive; the options are as many as said.
-        let result = unsafe {
-            nvrtc::nvrtcCompileProgram(program.0, option_pointers.len() as i32, option_pointers.as_ptr())
-        };
+        let result =
+            unsafe { nvrtc::nvrtcCompileProgram(program.0, option_pointers.len() as i32, option_pointers.as_ptr()) };
         let log = program.bytes(nvrtc::nvrtcGetProgramLogSize, nvrtc::nvrtcGetProgramLog);
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_string();
         if result != nvrtc::nvrtcResult::NVRTC_SUCCESS {
@@ -396,8 +399,7 @@ fn with_source_lines(log: &str, name: &str, text: &str, headers: &[(String, Stri
         let files = std::iter::once((name, text)).chain(headers.iter().map(|(n, t)| (&**n, &**t)));
         for (file, text) in files {
             let Some(rest) = message.find(file).map(|at| &message[at + file.len()..]) else { continue };
-            let digits: String =
-                rest.trim_start_matches(['(', ':']).chars().take_while(char::is_ascii_digit).collect();
+            let digits: String = rest.trim_start_matches(['(', ':']).chars().take_while(char::is_ascii_digit).collect();
             if let Some(line) = digits.parse::<usize>().ok().and_then(|n| text.lines().nth(n.checked_sub(1)?)) {
                 out.push_str(&format!("    {file}:{digits} | {}\n", line.trim_end()));
             }

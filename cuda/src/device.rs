@@ -119,7 +119,10 @@ impl Cuda {
             Some(memory) if memory.is_of(&self.context) => {
                 Ok(memory.address() + (tensor.layout().offset() * tensor.dtype().size()) as u64)
             }
-            _ => Err(backend(self.context.name(), format!("a tensor on {} was passed to a kernel here", tensor.device()))),
+            _ => Err(backend(
+                self.context.name(),
+                format!("a tensor on {} was passed to a kernel here", tensor.device()),
+            )),
         }
     }
 
@@ -211,9 +214,8 @@ impl Cuda {
         }
         self.bind()?;
         // SAFETY: both sides are that long (the caller's tensor and slice), and the host side outlives the wait below.
-        let result = unsafe {
-            sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast::<c_void>(), from, bytes.len(), self.stream())
-        };
+        let result =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(bytes.as_mut_ptr().cast::<c_void>(), from, bytes.len(), self.stream()) };
         self.check(result, || "copying to the host".into())?;
         self.context.synchronize()
     }

@@ -4,7 +4,6 @@
 //! looks for any, so that the loader gives it to cudarc. A process uses either the emulator or cards, never both.
 
 use std::ffi::c_char;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -246,10 +245,11 @@ pub fn address_sanitizer() -> Result<PathBuf> {
     }
 }
 
-/// A line for the standard error stream that the emulated device is slow.
-pub fn say_that_it_is_slow() {
-    let _ = writeln!(
-        std::io::stderr(),
-        "cuda:emulated runs every GPU thread one after another on one CPU core, to find mistakes: expect it to be hundreds of times slower than --device cpu"
-    );
+/// The C++ compiler that the emulated device uses, in the words of its version.
+///
+/// # Errors
+/// None is installed; says what to install.
+pub fn emulator_compiler() -> Result<String> {
+    let (name, version) = compiler().map_err(|message| backend("cuda:emulated", message))?;
+    Ok(format!("{name}: {}", version.lines().next().unwrap_or_default()))
 }

@@ -66,7 +66,7 @@ mod strided;
 
 pub use compiler::{Compiled, compile};
 pub use device::Cuda;
-pub use emulator::{address_sanitizer, say_that_it_is_slow};
+pub use emulator::{address_sanitizer, emulator_compiler};
 pub use launch::{Define, KernelSource, Launch, Specialisation};
 pub use memory::CudaMemory;
 pub use ops::specialisations;

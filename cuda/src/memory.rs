@@ -75,7 +75,10 @@ impl Context {
         let failed = |what: &str, result: CUresult| {
             Err(backend(
                 &name,
-                format!("{what} failed: {}; `nvidia-smi` tells whether another process holds the card", describe(result)),
+                format!(
+                    "{what} failed: {}; `nvidia-smi` tells whether another process holds the card",
+                    describe(result)
+                ),
             ))
         };
         let (mut device, mut context) = (0, std::ptr::null_mut());
@@ -294,8 +297,7 @@ impl Staging {
         let what = || format!("copying {} bytes to the device", bytes.len());
         if bytes.len() > STAGED_BYTES {
             // SAFETY: both sides are that long; from pageable memory the driver has read the host side when this returns.
-            let result =
-                unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), context.stream()) };
+            let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), context.stream()) };
             return context.check(result, what);
         }
         let mut blocks = self.blocks.lock().unwrap_or_else(|e| e.into_inner());

@@ -148,10 +148,7 @@ impl Library {
                 Library::Nvrtc => cudarc::nvrtc::sys::culib(),
                 Library::Cublas => cudarc::cublas::sys::culib(),
             };
-            self.symbols()
-                .iter()
-                .copied()
-                .find(|name| library.get::<unsafe extern "C" fn()>(name.as_bytes()).is_err())
+            self.symbols().iter().copied().find(|name| library.get::<unsafe extern "C" fn()>(name.as_bytes()).is_err())
         }
     }
 

@@ -2,6 +2,7 @@
 //! and generates. One file a subcommand; exit status 0, 1 for a failure, 2 for wrong usage, 130 for a run stopped by Ctrl-C.
 
 mod compare;
+mod devices;
 mod eval;
 mod generate;
 mod interrupt;
@@ -36,6 +37,8 @@ enum Command {
     Eval(eval::Args),
     /// Text from a trained model
     Generate(generate::Args),
+    /// The devices of this machine, or what is missing for them
+    Devices(devices::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Devices(args) => devices::run(&args),
     };
     match done {
         Ok(code) => code,
