@@ -1,8 +1,9 @@
 // One AdamW update of flat storage (Loshchilov and Hutter, arXiv 1711.05101), with g = clip * gradient and t the step:
-// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p -= lr (decay p), p -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
-// X: f32 or f64. What changes between steps (lr, clip, t) is read from memory.
+// m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p -= lr (decay p), p -= lr / (1 - beta1^t) m / (sqrt(v) /
+// sqrt(1 - beta2^t) + eps). X: f32 or f64. What changes between steps (lr, clip, t) is read from memory.
 //
-// Traffic: parameters, gradients and both moments read, all but the gradients written: 28 bytes a parameter in f32; about 15 FLOPs.
+// Traffic: parameters, gradients and both moments read, all but the gradients written: 28 bytes a parameter in f32;
+// about 15 FLOPs.
 #include "rows.cuh"
 
 struct Settings {
@@ -33,8 +34,8 @@ struct Update {
     }
 };
 
-KERNEL(adamw, 256, X *parameters, const X *gradients, X *first_moment, X *second_moment, const X *learning_rate, const X *clip,
-       const i32 *step, Settings settings, i64 count) {
+KERNEL(adamw, 256, X *parameters, const X *gradients, X *first_moment, X *second_moment, const X *learning_rate,
+       const X *clip, const i32 *step, Settings settings, i64 count) {
     SHARED(X, corrected, [2]);
     f64 lr = *learning_rate;
     if (threadIdx.x == 0) {

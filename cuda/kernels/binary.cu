@@ -1,8 +1,8 @@
-// out (+)= op(a, b), element by element over any strides; an argument that broadcasts has stride 0 there. out may be a or b
-// itself. X: f32, bf16 (computed in f32) or f64.
+// out (+)= op(a, b), element by element over any strides; an argument that broadcasts has stride 0 there. out may be a
+// or b itself. X: f32, bf16 (computed in f32) or f64.
 //
-// Each thread takes packs of neighbours along the innermost dimension. Traffic: two reads and one write of every element (one
-// more read to accumulate), less where an argument repeats.
+// Each thread takes packs of neighbours along the innermost dimension. Traffic: two reads and one write of every
+// element (one more read to accumulate), less where an argument repeats.
 #include "rows.cuh"
 #include "strided.cuh"
 

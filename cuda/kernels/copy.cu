@@ -1,9 +1,12 @@
-// out = x, converted from FROM to TO, any strides on both sides. Elements that move unchanged come as unsigned integers of their size.
+// out = x, converted from FROM to TO, any strides on both sides. Elements that move unchanged come as unsigned integers
+// of their size.
 //
-// Floats round to nearest even; floats to integers truncate toward zero and saturate, NaN becomes 0; i64 to i32 saturates.
+// Floats round to nearest even; floats to integers truncate toward zero and saturate, NaN becomes 0; i64 to i32
+// saturates.
 //
-// `copy` takes packs of neighbours along the innermost dimension of out. `copy_transposed` is for an x whose neighbours lie along
-// another dimension: a tile goes through shared memory, so that both sides move whole lines. Traffic of both: one read, one write.
+// `copy` takes packs of neighbours along the innermost dimension of out. `copy_transposed` is for an x whose neighbours
+// lie along another dimension: a tile goes through shared memory, so that both sides move whole lines. Traffic of both:
+// one read, one write.
 #include "strided.cuh"
 
 DEVICE f64 to_f64(f64 x) { return x; }
@@ -63,9 +66,11 @@ KERNEL(copy, 256, TO *out, const FROM *x, Strided<2> walk) {
 
 constexpr u32 TILE = 32;
 
-/// out[b, i, j] = x[b, i, j] where neighbours of out lie along j, those of x along i. A block of TILE x 8 threads moves a tile of TILE x TILE; blockIdx.x counts
-/// tiles, those along j fastest, then along i, then b. `walk`: out, x over the other dimensions, b; [i, j] is `rows` x `columns`.
-KERNEL(copy_transposed, 256, TO *out, const FROM *x, Strided<2> walk, i64 rows, i64 columns, i64 out_stride, i64 x_stride) {
+/// out[b, i, j] = x[b, i, j] where neighbours of out lie along j, those of x along i. A block of TILE x 8 threads moves
+/// a tile of TILE x TILE; blockIdx.x counts tiles, those along j fastest, then along i, then b. `walk`: out, x over the
+/// other dimensions, b; [i, j] is `rows` x `columns`.
+KERNEL(copy_transposed, 256, TO *out, const FROM *x, Strided<2> walk, i64 rows, i64 columns, i64 out_stride,
+       i64 x_stride) {
     SHARED(TO, tile, [TILE][TILE + 1]); // the odd width spreads a column over the banks
     u64 across = (u64)(columns + TILE - 1) / TILE, down = (u64)(rows + TILE - 1) / TILE;
     u64 j = blockIdx.x % across, i = blockIdx.x / across % down;

@@ -1,13 +1,15 @@
-// Cross-entropy of one softmax against K targets: lse = log sum_v e^logits[v], loss = sum_k w_k (lse - logits[target_k]), and its gradient
-// d_logits[v] (+)= d_loss (n e^(logits[v] - lse) - sum of w_k with target_k = v), n the weight of the valid targets; a target of IGNORE is not valid.
-// logits, d_logits [rows, packs], which may be one tensor; targets [rows, K], weights [K]. X: type of the logits, f32, bf16 or f64; the rest f32 (f64).
+// Cross-entropy of one softmax against K targets: lse = log sum_v e^logits[v], loss = sum_k w_k (lse -
+// logits[target_k]), and its gradient d_logits[v] (+)= d_loss (n e^(logits[v] - lse) - sum of w_k with target_k = v), n
+// the weight of the valid targets; a target of IGNORE is not valid. logits, d_logits [rows, packs], which may be one
+// tensor; targets [rows, K], weights [K]. X: type of the logits, f32, bf16 or f64; the rest f32 (f64).
 //
 //   cross_entropy           losses and lse: one read of the logits
 //   cross_entropy_backward  one read and one write
-//   cross_entropy_fused     losses and, in place of the logits, the gradient: one read and one write while rows fit in shared memory, else two reads
+//   cross_entropy_fused     losses and, in place of the logits, the gradient: one read and one write while rows fit in
+//                           shared memory, else two reads
 //
-// About 15 FLOPs an element. Thread k of a row has target k: the gradient there is computed apart, from the logit, and written
-// last, so that each element is rounded once. K is at most the threads of a row.
+// About 15 FLOPs an element. Thread k of a row has target k: the gradient there is computed apart, from the logit, and
+// written last, so that each element is rounded once. K is at most the threads of a row.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
@@ -66,8 +68,8 @@ DEVICE void sync_row(u32 row_threads) {
     else sync_block();
 }
 
-KERNEL_OCCUPANCY(cross_entropy, 1024, 1, A *losses, i64 losses_stride, A *lse, i64 lse_stride, const X *logits, i64 stride, const i32 *targets,
-       const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads) {
+KERNEL_OCCUPANCY(cross_entropy, 1024, 1, A *losses, i64 losses_stride, A *lse, i64 lse_stride, const X *logits,
+                 i64 stride, const i32 *targets, const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
@@ -85,9 +87,9 @@ KERNEL_OCCUPANCY(cross_entropy, 1024, 1, A *losses, i64 losses_stride, A *lse, i
     }
 }
 
-KERNEL_OCCUPANCY(cross_entropy_backward, 1024, 1, X *d_logits, i64 d_stride, i32 accumulate, const A *d_losses, i64 d_losses_stride,
-       const X *logits, i64 stride, const A *lse, i64 lse_stride, const i32 *targets, const A *weights, i64 rows, i64 packs, i32 k,
-       u32 row_threads) {
+KERNEL_OCCUPANCY(cross_entropy_backward, 1024, 1, X *d_logits, i64 d_stride, i32 accumulate, const A *d_losses,
+                 i64 d_losses_stride, const X *logits, i64 stride, const A *lse, i64 lse_stride, const i32 *targets,
+                 const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads) {
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
@@ -113,8 +115,8 @@ KERNEL_OCCUPANCY(cross_entropy_backward, 1024, 1, X *d_logits, i64 d_stride, i32
 }
 
 /// `scale`: the gradient of every loss, 0-d.
-KERNEL_OCCUPANCY(cross_entropy_fused, 1024, 1, A *losses, i64 losses_stride, X *logits, i64 stride, const A *scale, const i32 *targets,
-       const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads, i32 cached) {
+KERNEL_OCCUPANCY(cross_entropy_fused, 1024, 1, A *losses, i64 losses_stride, X *logits, i64 stride, const A *scale,
+                 const i32 *targets, const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);

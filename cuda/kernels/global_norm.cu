@@ -1,7 +1,8 @@
-// norm = sqrt(sum x^2) of contiguous x, and clip = min(1, max_norm / (norm + 1e-6)); NaN gives NaN. X: f32, bf16 or f64; OUT: type of both results.
+// norm = sqrt(sum x^2) of contiguous x, and clip = min(1, max_norm / (norm + 1e-6)); NaN gives NaN. X: f32, bf16 or
+// f64; OUT: type of both results.
 //
-// Squares are summed in f64: blocks of `chunk` elements, whose sums one block adds in an order of their number alone. Traffic: one read of
-// x; 2 FLOPs an element.
+// Squares are summed in f64: blocks of `chunk` elements, whose sums one block adds in an order of their number alone.
+// Traffic: one read of x; 2 FLOPs an element.
 #include "rows.cuh"
 
 DEVICE f64 squared(X x) { return (f64)widen(x) * (f64)widen(x); }

@@ -1,17 +1,19 @@
-// LayerNorm of rows (Ba et al., arXiv 1607.06450): mean, rstd = 1 / sqrt(var(x) + eps) with the variance around the mean, out = (x - mean) * rstd * weight + bias.
-// Its gradient, with x^ = (x - mean) * rstd and g = d_out * weight: d_x (+)= rstd * (g - mean(g) - x^ * mean(g * x^)),
-// d_weight = sum over rows of d_out * x^, d_bias = sum over rows of d_out.
-// x, out, d_out, d_x [rows, packs]; weight and bias [packs]; mean and rstd [rows], f32. X: f32, bf16 or f64.
+// LayerNorm of rows (Ba et al., arXiv 1607.06450): mean, rstd = 1 / sqrt(var(x) + eps) with the variance around the
+// mean, out = (x - mean) * rstd * weight + bias. Its gradient, with x^ = (x - mean) * rstd and g = d_out * weight: d_x
+// (+)= rstd * (g - mean(g) - x^ * mean(g * x^)), d_weight = sum over rows of d_out * x^, d_bias = sum over rows of
+// d_out. x, out, d_out, d_x [rows, packs]; weight and bias [packs]; mean and rstd [rows], f32. X: f32, bf16 or f64.
 //
-// Rows stay in shared memory between the sweeps where they fit. Weight and bias: a block walks down `rows_per_block` rows, each thread summing its
-// own columns, and writes partial rows; `reduce_columns` adds those in order. Traffic: forward one read and one write of every element,
-// backward two reads and one write. 8 FLOPs an element forward, 14 backward.
+// Rows stay in shared memory between the sweeps where they fit. Weight and bias: a block walks down `rows_per_block`
+// rows, each thread summing its own columns, and writes partial rows; `reduce_columns` adds those in order. Traffic:
+// forward one read and one write of every element, backward two reads and one write. 8 FLOPs an element forward, 14
+// backward.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
 
-KERNEL_OCCUPANCY(layer_norm, 512, 1, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride,
-       const X *weight, const X *bias, i64 rows, i64 packs, f64 eps, u32 row_threads, i32 cached) {
+KERNEL_OCCUPANCY(layer_norm, 512, 1, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rstd, i64 rstd_stride,
+                 const X *x, i64 x_stride, const X *weight, const X *bias, i64 rows, i64 packs, f64 eps,
+                 u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
@@ -45,12 +47,15 @@ KERNEL_OCCUPANCY(layer_norm, 512, 1, X *out, i64 out_stride, A *mean, i64 mean_s
     }
 }
 
-/// Each of `d_x`, `d_weight` and `d_bias` may be null; d_x may be d_out. `d_weight`, `d_bias`: a partial row for each block.
-KERNEL_OCCUPANCY(layer_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, A *d_bias, const X *d_out, i64 d_out_stride,
-       const X *x, i64 x_stride, const X *weight, const A *mean, i64 mean_stride, const A *rstd, i64 rstd_stride, i64 rows, i64 packs,
-       i64 rows_per_block, u32 row_threads, i32 cached) {
+/// Each of `d_x`, `d_weight` and `d_bias` may be null; d_x may be d_out. `d_weight`, `d_bias`: a partial row for each
+/// block.
+KERNEL_OCCUPANCY(layer_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, A *d_bias,
+                 const X *d_out, i64 d_out_stride, const X *x, i64 x_stride, const X *weight, const A *mean,
+                 i64 mean_stride, const A *rstd, i64 rstd_stride, i64 rows, i64 packs, i64 rows_per_block,
+                 u32 row_threads, i32 cached) {
     SHARED(A, scratch, [2 * ROW_SCRATCH]);
-    DYNAMIC_SHARED(A, shared); // flight rows of sums for the weight and for the bias, then flight times a row of d_out and one of x
+    // flight rows of sums for the weight and for the bias, then flight times a row of d_out and one of x
+    DYNAMIC_SHARED(A, shared);
     Place at = place(row_threads);
     u32 flight = blockDim.x / row_threads;
     i64 width = packs * PACK;
@@ -65,7 +70,8 @@ KERNEL_OCCUPANCY(layer_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumu
         i64 n = base + at.row;
         bool live = n < end;
         Share share(live ? packs : 0, at.column, row_threads);
-        CachedRow<X, PACK> gradient(d_out + n * d_out_stride, cache), input(x + n * x_stride, cache ? cache + width : nullptr);
+        CachedRow<X, PACK> gradient(d_out + n * d_out_stride, cache);
+        CachedRow<X, PACK> input(x + n * x_stride, cache ? cache + width : nullptr);
         A m = live ? mean[n * mean_stride] : A(0), r = live ? rstd[n * rstd_stride] : A(0);
         A sums[2] = {0, 0}; // of g and of g * x^
         sweep(gradient, input, share, [&](i32 p, const Pack<X, PACK> &d, const Pack<X, PACK> &in) {

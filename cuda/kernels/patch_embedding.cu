@@ -1,18 +1,21 @@
-// Embedding of patches, out[n] = (1/K) sum_k table[ids[n, k]], and its gradient d_table[v] (+)= (1/K) sum over positions p of v of d_out[p / K].
-// table, d_table [V, packs]; out, d_out [rows, packs]; ids [rows, K]. K = 1 is the plain embedding. X: f32, bf16 or f64; OUT: type of d_table.
+// Embedding of patches, out[n] = (1/K) sum_k table[ids[n, k]], and its gradient d_table[v] (+)= (1/K) sum over
+// positions p of v of d_out[p / K]. table, d_table [V, packs]; out, d_out [rows, packs]; ids [rows, K]. K = 1 is the
+// plain embedding. X: f32, bf16 or f64; OUT: type of d_table.
 //
-// Gradient: positions come sorted by id (`order`, `offsets`) and are cut into segments of SEGMENT, each walked by the threads of a row, so that the few
-// ids that hold most of a text make no thread slow. A run of one id inside a segment is finished there; a run across segments leaves a partial
-// row in each, which `patch_embedding_joins` adds in order. Partial rows of segment s: 2s, the run that began before it; 2s + 1, the one that
-// begins in it and goes on.
+// Gradient: positions come sorted by id (`order`, `offsets`) and are cut into segments of SEGMENT, each walked by the
+// threads of a row, so that the few ids that hold most of a text make no thread slow. A run of one id inside a segment
+// is finished there; a run across segments leaves a partial row in each, which `patch_embedding_joins` adds in order.
+// Partial rows of segment s: 2s, the run that began before it; 2s + 1, the one that begins in it and goes on.
 //
-// Traffic: forward K reads and one write of a row of out; backward K reads of a row of d_out, one write (and read, to accumulate) of a row of d_table
-// for each id that occurs, and at most 4 / SEGMENT of the reads for partial rows. As many FLOPs as elements read.
+// Traffic: forward K reads and one write of a row of out; backward K reads of a row of d_out, one write (and read, to
+// accumulate) of a row of d_table for each id that occurs, and at most 4 / SEGMENT of the reads for partial rows. As
+// many FLOPs as elements read.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
 
-KERNEL(patch_embedding, 256, X *out, i64 out_stride, const X *table, i64 table_stride, const i32 *ids, i64 rows, i64 packs, i64 patch) {
+KERNEL(patch_embedding, 256, X *out, i64 out_stride, const X *table, i64 table_stride, const i32 *ids, i64 rows,
+       i64 packs, i64 patch) {
     A share = A(1) / (A)patch;
     for_each_pack(rows, packs, [&](i64 n, i64 p) {
         A sum[PACK] = {};
@@ -39,8 +42,9 @@ DEVICE i32 id_at(const i32 *offsets, i32 vocabulary, i32 position) {
     return low;
 }
 
-KERNEL(patch_embedding_runs, 256, OUT *d_table, i64 table_stride, i32 accumulate, A *partials, const X *d_out, i64 d_out_stride,
-       const i32 *order, const i32 *offsets, i32 positions, i32 vocabulary, i64 packs, i32 patch, u32 row_threads) {
+KERNEL(patch_embedding_runs, 256, OUT *d_table, i64 table_stride, i32 accumulate, A *partials, const X *d_out,
+       i64 d_out_stride, const i32 *order, const i32 *offsets, i32 positions, i32 vocabulary, i64 packs, i32 patch,
+       u32 row_threads) {
     SHARED(i32, all_ids, [FLIGHT][SEGMENT]);
     SHARED(i32, all_rows, [FLIGHT][SEGMENT]);
     Place at = place(row_threads);
@@ -84,8 +88,8 @@ KERNEL(patch_embedding_runs, 256, OUT *d_table, i64 table_stride, i32 accumulate
 }
 
 /// Finishes the runs that begin in a segment and go on beyond it.
-KERNEL(patch_embedding_joins, 256, OUT *d_table, i64 table_stride, i32 accumulate, const A *partials, const i32 *offsets,
-       i32 positions, i32 vocabulary, i64 packs, i32 patch, u32 row_threads) {
+KERNEL(patch_embedding_joins, 256, OUT *d_table, i64 table_stride, i32 accumulate, const A *partials,
+       const i32 *offsets, i32 positions, i32 vocabulary, i64 packs, i32 patch, u32 row_threads) {
     Place at = place(row_threads);
     i64 segment = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     i64 start = segment * SEGMENT, next = start + SEGMENT;

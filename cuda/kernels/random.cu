@@ -1,6 +1,6 @@
-// Random numbers by Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block of four words is a
-// function of a counter and a key, so that element i needs no other. Computed in f64, with roundings where the CPU has them, and
-// rounded to X (f32 or f64) once.
+// Random numbers by Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block of four
+// words is a function of a counter and a key, so that element i needs no other. Computed in f64, with roundings where
+// the CPU has them, and rounded to X (f32 or f64) once.
 //
 // Traffic: one write of every element; some 100 integer and, for normal numbers, 100 f64 operations each.
 #include "rows.cuh"

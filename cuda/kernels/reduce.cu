@@ -1,7 +1,8 @@
-// out (+)= sum or maximum of x over some dimensions. X: f32, bf16 or f64; OUT: the destination's type; sums in f32 (f64 for f64).
+// out (+)= sum or maximum of x over some dimensions. X: f32, bf16 or f64; OUT: the destination's type; sums in f32 (f64
+// for f64).
 //
-// The reduced entries of an output are cut into splits of `chunk` entries, by shape alone; one split writes the result, several
-// write partial results that a further launch reduces in order.
+// The reduced entries of an output are cut into splits of `chunk` entries, by shape alone; one split writes the result,
+// several write partial results that a further launch reduces in order.
 //
 //   reduce_rows     neighbours of x are reduced: the threads of a row stride over them. The bulk of a norm, of a loss.
 //   reduce_columns  neighbours of x are kept: a thread has a pack of outputs and walks down; LINES threads share a split, whose
@@ -49,8 +50,8 @@ DEVICE void over_rows(OUT *out, const X *x, const Strided<2> &kept, const Stride
     if (live && at.column == 0) put(out + base[0] + (i64)blockIdx.y * split.out_stride, result[0], accumulate);
 }
 
-KERNEL(reduce_rows, 512, OUT *out, const X *x, Strided<2> kept, Strided<1> reduced, Split split, u32 row_threads, i32 maximum,
-       i32 accumulate) {
+KERNEL(reduce_rows, 512, OUT *out, const X *x, Strided<2> kept, Strided<1> reduced, Split split, u32 row_threads,
+       i32 maximum, i32 accumulate) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     if (maximum)
         over_rows(out, x, kept, reduced, split, row_threads, accumulate, minus_infinity(), scratch,
@@ -89,7 +90,8 @@ DEVICE void over_columns(OUT *out, const X *x, const Strided<2> &kept, const Str
     UNROLL for (int i = 0; i < PACK; i++) put(to + i, result[i], accumulate);
 }
 
-KERNEL(reduce_columns, 256, OUT *out, const X *x, Strided<2> kept, Strided<1> reduced, Split split, i32 maximum, i32 accumulate) {
+KERNEL(reduce_columns, 256, OUT *out, const X *x, Strided<2> kept, Strided<1> reduced, Split split, i32 maximum,
+       i32 accumulate) {
     SHARED(A, partial, [LINES][COLUMNS][PACK]);
     if (maximum)
         over_columns(out, x, kept, reduced, split, accumulate, minus_infinity(), partial,

@@ -1,16 +1,16 @@
-// RMSNorm of rows (Zhang and Sennrich, arXiv 1910.07467): rstd = 1 / sqrt(mean(x^2) + eps), out = x * rstd * weight. Its gradient, with x^ = x * rstd
-// and g = d_out * weight: d_x (+)= rstd * (g - x^ * mean(g * x^)), d_weight = sum over rows of d_out * x^.
-// x, out, d_out, d_x [rows, packs]; weight [packs]; rstd [rows], f32. X: f32, bf16 or f64.
+// RMSNorm of rows (Zhang and Sennrich, arXiv 1910.07467): rstd = 1 / sqrt(mean(x^2) + eps), out = x * rstd * weight.
+// Its gradient, with x^ = x * rstd and g = d_out * weight: d_x (+)= rstd * (g - x^ * mean(g * x^)), d_weight = sum over
+// rows of d_out * x^. x, out, d_out, d_x [rows, packs]; weight [packs]; rstd [rows], f32. X: f32, bf16 or f64.
 //
-// Rows stay in shared memory between the sweeps where they fit. d_weight: a block walks down `rows_per_block` rows, each thread summing its own
-// columns, and writes a partial row; `reduce_columns` adds those in order. Traffic: forward one read and one write of every element, backward
-// two reads and one write. 4 FLOPs an element forward, 11 backward.
+// Rows stay in shared memory between the sweeps where they fit. d_weight: a block walks down `rows_per_block` rows,
+// each thread summing its own columns, and writes a partial row; `reduce_columns` adds those in order. Traffic: forward
+// one read and one write of every element, backward two reads and one write. 4 FLOPs an element forward, 11 backward.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
 
-KERNEL_OCCUPANCY(rms_norm, 512, 1, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride, const X *weight, i64 rows,
-       i64 packs, f64 eps, u32 row_threads, i32 cached) {
+KERNEL_OCCUPANCY(rms_norm, 512, 1, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride,
+                 const X *weight, i64 rows, i64 packs, f64 eps, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
@@ -34,9 +34,9 @@ KERNEL_OCCUPANCY(rms_norm, 512, 1, X *out, i64 out_stride, A *rstd, i64 rstd_str
 }
 
 /// `d_x` or `d_weight` may be null; d_x may be d_out. `d_weight`: a partial row for each block.
-KERNEL_OCCUPANCY(rms_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, const X *d_out, i64 d_out_stride, const X *x,
-       i64 x_stride, const X *weight, const A *rstd, i64 rstd_stride, i64 rows, i64 packs, i64 rows_per_block, u32 row_threads,
-       i32 cached) {
+KERNEL_OCCUPANCY(rms_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumulate, A *d_weight, const X *d_out,
+                 i64 d_out_stride, const X *x, i64 x_stride, const X *weight, const A *rstd, i64 rstd_stride, i64 rows,
+                 i64 packs, i64 rows_per_block, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(A, shared); // flight rows of sums, then flight times a row of d_out and one of x
     Place at = place(row_threads);
@@ -51,7 +51,8 @@ KERNEL_OCCUPANCY(rms_norm_backward, 512, 1, X *d_x, i64 d_x_stride, i32 accumula
         i64 n = base + at.row;
         bool live = n < end;
         Share share(live ? packs : 0, at.column, row_threads);
-        CachedRow<X, PACK> gradient(d_out + n * d_out_stride, cache), input(x + n * x_stride, cache ? cache + width : nullptr);
+        CachedRow<X, PACK> gradient(d_out + n * d_out_stride, cache);
+        CachedRow<X, PACK> input(x + n * x_stride, cache ? cache + width : nullptr);
         A r = live ? rstd[n * rstd_stride] : A(0);
         A dot[1] = {0};
         sweep(gradient, input, share, [&](i32 p, const Pack<X, PACK> &d, const Pack<X, PACK> &in) {

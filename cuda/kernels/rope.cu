@@ -1,9 +1,9 @@
-// Rotary embedding (Su et al., arXiv 2104.09864), halves paired as transformers does: for i < D/2,
-// out_i = x_i cos - x_(i+D/2) sin, out_(i+D/2) = x_(i+D/2) cos + x_i sin; the other way with `inverse`, which is also the gradient.
-// x, out [B, T, H, D], D in a row, other strides free; cos, sin [T, D/2] of type TABLE. out may be x. X: f32, bf16 or f64.
+// Rotary embedding (Su et al., arXiv 2104.09864), halves paired as transformers does: for i < D/2, out_i = x_i cos -
+// x_(i+D/2) sin, out_(i+D/2) = x_(i+D/2) cos + x_i sin; the other way with `inverse`, which is also the gradient. x,
+// out [B, T, H, D], D in a row, other strides free; cos, sin [T, D/2] of type TABLE. out may be x. X: f32, bf16 or f64.
 //
-// A thread has a pack of the first half and its partner of the second. Traffic: one read and one write of every element; the
-// tables stay in cache. 3 FLOPs an element.
+// A thread has a pack of the first half and its partner of the second. Traffic: one read and one write of every
+// element; the tables stay in cache. 3 FLOPs an element.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
@@ -42,8 +42,8 @@ DEVICE void rotate(X *out, Strides to, const X *x, Strides from, const TABLE *co
     }
 }
 
-KERNEL(rope, 256, X *out, Strides to, const X *x, Strides from, const TABLE *cos, const TABLE *sin, i64 batches, Heads size,
-       i32 inverse) {
+KERNEL(rope, 256, X *out, Strides to, const X *x, Strides from, const TABLE *cos, const TABLE *sin, i64 batches,
+       Heads size, i32 inverse) {
     // Below 2^31 the divisions take 32-bit instructions.
     if (batches * size.positions * size.heads * size.packs < (i64)1 << 31)
         rotate<u32>(out, to, x, from, cos, sin, batches, size, inverse);

@@ -1,10 +1,11 @@
 // What kernels over rows share: accumulators, packs of elements, sums over the threads that work on one row.
 //
-// Before including, a kernel names its element type, `X`, and how many neighbours one access moves, `PACK` (the launcher defines
-// both): 16 bytes where base, row stride and width allow, else 1. A row is `packs` packs; nothing is left over.
+// Before including, a kernel names its element type, `X`, and how many neighbours one access moves, `PACK` (the
+// launcher defines both): 16 bytes where base, row stride and width allow, else 1. A row is `packs` packs; nothing is
+// left over.
 //
-// A block is `blockDim.x / row_threads` rows in flight, `row_threads` threads each, a multiple of the warp, so that a warp never
-// holds two rows. Sums are taken lane by lane, then warp by warp: the order is that of the launch's shape.
+// A block is `blockDim.x / row_threads` rows in flight, `row_threads` threads each, a multiple of the warp, so that a
+// warp never holds two rows. Sums are taken lane by lane, then warp by warp: the order is that of the launch's shape.
 #pragma once
 #include "prelude.cuh"
 
@@ -24,7 +25,8 @@ DEVICE f64 widen(f64 x) { return x; }
 template <class T> DEVICE T narrow(f32 x) { return round_to<T>(x); }
 template <class T> DEVICE T narrow(f64 x) { return (T)x; }
 
-/// e^x and 1/x as precise as 16-bit elements of type T need them: a product and one instruction; else the full functions.
+/// e^x and 1/x as precise as 16-bit elements of type T need them: a product and one instruction; else the full
+/// functions.
 template <class T> DEVICE f32 exponential(f32 x) { return sizeof(T) == 2 ? fast_exp2(x * 1.44269504f) : expf(x); }
 template <class T> DEVICE f64 exponential(f64 x) { return exp(x); }
 template <class T> DEVICE f32 reciprocal(f32 x) { return sizeof(T) == 2 ? fast_reciprocal(x) : 1.0f / x; }
@@ -52,8 +54,8 @@ DEVICE Place place(u32 row_threads) { return Place{threadIdx.x / row_threads, th
 /// Accumulators of shared memory that [`row_reduce`] takes: one for each value and warp of a block of 1024 threads.
 constexpr int ROW_SCRATCH = 32;
 
-/// Folds each of M values over the threads of a row; every one of them gets the results. All threads of the block call together.
-/// `scratch`: M * ROW_SCRATCH accumulators, free again when the function returns.
+/// Folds each of M values over the threads of a row; every one of them gets the results. All threads of the block call
+/// together. `scratch`: M * ROW_SCRATCH accumulators, free again when the function returns.
 template <int M, class A, class F> DEVICE void row_reduce(A (&x)[M], A *scratch, u32 row_threads, F fold) {
     UNROLL for (int m = 0; m < M; m++)
         UNROLL for (int distance = 16; distance > 0; distance /= 2) x[m] = fold(x[m], shuffle_xor(x[m], distance));
@@ -73,7 +75,8 @@ template <int M, class A> DEVICE void row_sum(A (&x)[M], A *scratch, u32 row_thr
     row_reduce(x, scratch, row_threads, [](A a, A b) { return a + b; });
 }
 
-/// Calls `body(row, pack)` once for every pack of a [rows, packs] matrix, neighbours in neighbouring threads, over the whole grid.
+/// Calls `body(row, pack)` once for every pack of a [rows, packs] matrix, neighbours in neighbouring threads, over the
+/// whole grid.
 template <class Index, class F> DEVICE void for_each_pack_as(Index rows, Index packs, F body) {
     Index count = rows * packs, step = (Index)gridDim.x * blockDim.x;
     for (Index i = (Index)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
@@ -112,8 +115,8 @@ template <class T, int N, class A> DEVICE void get_pack(const T *from, A (&x)[N]
     }
 }
 
-/// A row that is read from global memory once, and then from shared memory where it has room there (`cache` not null, 16-byte
-/// aligned). A thread asks again only for packs that its sweep brought, so no barrier is needed.
+/// A row that is read from global memory once, and then from shared memory where it has room there (`cache` not null,
+/// 16-byte aligned). A thread asks again only for packs that its sweep brought, so no barrier is needed.
 template <class T, int N> struct CachedRow {
     const T *row;
     T *cache;
@@ -133,7 +136,8 @@ struct Share {
     DEVICE Share(i64 packs, u32 column, u32 step) : packs((i32)packs), column((i32)column), step((i32)step) {}
 };
 
-/// Accesses that a thread has under way before it uses the first: enough to hide memory's latency with the blocks that fit.
+/// Accesses that a thread has under way before it uses the first: enough to hide memory's latency with the blocks that
+/// fit.
 constexpr int AHEAD = 4;
 
 /// The first sweep over a row: calls `body(pack, elements)` for each pack of the share.
@@ -205,8 +209,9 @@ template <class T> struct Exponentials {
     DEVICE A log_sum() const { return pivot() + logarithm(total); }
 };
 
-/// Column sums of the rows that a block works on, each thread adding to its own columns: in shared memory, one row of sums for each
-/// row in flight, or straight in `out` where that has no room (and then there is one row in flight). Does nothing if `out` is null.
+/// Column sums of the rows that a block works on, each thread adding to its own columns: in shared memory, one row of
+/// sums for each row in flight, or straight in `out` where that has no room (and then there is one row in flight). Does
+/// nothing if `out` is null.
 template <class A, int N> struct ColumnSums {
     A *out, *shared, *mine;
     u32 flight;

@@ -1,4 +1,5 @@
-// Walking over several tensors of one shape and any strides, element by element or in packs of neighbours (see `Strided`).
+// Walking over several tensors of one shape and any strides, element by element or in packs of neighbours (see
+// `Strided`).
 #pragma once
 #include "prelude.cuh"
 

@@ -1,7 +1,9 @@
-// SwiGLU (Shazeer, arXiv 2002.05202) of a joined projection: out = gate s up with s = 1 / (1 + e^-gate); x [rows, 2 packs] holds gate, then up,
-// out [rows, packs]. Its gradient: d_gate (+)= d_out up s (1 + gate (1 - s)), d_up (+)= d_out gate s. X: f32, bf16 or f64.
+// SwiGLU (Shazeer, arXiv 2002.05202) of a joined projection: out = gate s up with s = 1 / (1 + e^-gate); x [rows, 2
+// packs] holds gate, then up, out [rows, packs]. Its gradient: d_gate (+)= d_out up s (1 + gate (1 - s)), d_up (+)=
+// d_out gate s. X: f32, bf16 or f64.
 //
-// Traffic, in elements of out: forward two reads and one write, backward three reads and two writes. About 10 and 20 FLOPs.
+// Traffic, in elements of out: forward two reads and one write, backward three reads and two writes. About 10 and 20
+// FLOPs.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
@@ -16,8 +18,8 @@ KERNEL(swiglu, 256, X *out, i64 out_stride, const X *x, i64 x_stride, i64 rows, 
     });
 }
 
-KERNEL(swiglu_backward, 256, X *d_x, i64 d_x_stride, i32 accumulate, const X *d_out, i64 d_out_stride, const X *x, i64 x_stride,
-       i64 rows, i64 packs) {
+KERNEL(swiglu_backward, 256, X *d_x, i64 d_x_stride, i32 accumulate, const X *d_out, i64 d_out_stride, const X *x,
+       i64 x_stride, i64 rows, i64 packs) {
     for_each_pack(rows, packs, [&](i64 n, i64 p) {
         const X *from = x + n * x_stride + p * PACK;
         Pack<X, PACK> gate = load_pack<PACK>(from), up = load_pack<PACK>(from + packs * PACK);
