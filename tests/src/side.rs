@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use patchgpt_tensor::{Backend, DType, Device, Result, Tensor};
 
 use crate::array::Array;
+use crate::tolerance::mismatch;
 
 /// The CPU with one thread, on which references are computed.
 pub fn cpu() -> &'static Device {
@@ -127,6 +128,16 @@ pub fn compare(what: &str, got: &Tensor, expected: &Tensor, terms: usize) {
             if e.is_finite() { (g - e).abs() <= unit * e.abs() + sums } else { g == e || (g.is_nan() && e.is_nan()) };
         assert!(fine, "{what}: element {i} is {g} instead of {e}");
     }
+}
+
+/// Allows differences of `relative` times the largest magnitude of the reference.
+///
+/// # Panics
+/// An element differs by more.
+pub fn compare_within(what: &str, got: &Tensor, expected: &Tensor, relative: f64) {
+    let (g, e) = (Array::of(got).expect("a result"), Array::of(expected).expect("a reference"));
+    let mismatch = mismatch(&g, &e, relative);
+    assert!(mismatch.is_none(), "{what}: {}", mismatch.unwrap_or_default());
 }
 
 /// Runs `body` on `device` in each dtype and layout, and on the CPU in f64 over numbers rounded to that dtype, and compares its outputs.

@@ -14,13 +14,15 @@ static SOURCE: KernelSource = kernel_source!("copy", "strided.cuh");
 const TILE: usize = 32;
 const WORTH_A_TILE: u64 = 8;
 
+/// Moves, and the casts of training, of checkpoints and of ids; the other casts differ from these in a conversion alone.
 pub(crate) fn specialisations() -> Vec<Specialisation> {
-    let dtypes = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::I32, DType::I64];
-    let unchanged = [DType::BF16, DType::F32, DType::F64].map(|x| (x, x));
-    let changed = dtypes.into_iter().flat_map(|from| dtypes.map(|to| (from, to))).filter(|(from, to)| from != to);
-    unchanged
+    use DType::{BF16, F16, F32, F64, I32, I64};
+    let moves = [BF16, F32, F64].map(|x| (x, x));
+    let casts =
+        [(F32, BF16), (BF16, F32), (F32, F16), (F16, F32), (F32, F64), (F64, F32), (F64, BF16), (I32, I64), (I64, I32)];
+    moves
         .into_iter()
-        .chain(changed)
+        .chain(casts)
         .flat_map(|(from, to)| [16 / from.size().max(to.size()), 1].map(|pack| (from, to, pack)))
         .map(|(from, to, pack)| {
             let (from, to) = names(from, to);

@@ -10,9 +10,16 @@ use patchgpt_tensor::{Backend, Destination, LinearCrossEntropy, Result, Tensor};
 use super::cross_entropy;
 use crate::device::Cuda;
 
-/// Bytes of logits that a chunk holds at most, but at least [`CHUNK_ROWS`] rows: enough to fill the device with products.
-const CHUNK_BYTES: usize = 256 << 20;
-const CHUNK_ROWS: usize = 1024;
+/// How many rows of logits exist at a time: `bytes` of them, but at least `rows`.
+struct Chunk {
+    bytes: usize,
+    rows: usize,
+}
+
+/// Enough to fill a card with products.
+const CARD: Chunk = Chunk { bytes: 256 << 20, rows: 1024 };
+/// Small, so that small tests have several.
+const EMULATED: Chunk = Chunk { bytes: 4 << 10, rows: 8 };
 
 /// See [`Backend::linear_cross_entropy`].
 pub(crate) fn linear_cross_entropy(cuda: &Cuda, args: LinearCrossEntropy) -> Result<()> {
@@ -24,8 +31,8 @@ pub(crate) fn linear_cross_entropy(cuda: &Cuda, args: LinearCrossEntropy) -> Res
             _ => Ok(()),
         };
     }
-    let fitting = CHUNK_BYTES / (vocabulary.max(1) * x.dtype().size());
-    let chunk = fitting.max(CHUNK_ROWS).min(rows);
+    let chunk = if cuda.is_emulated() { EMULATED } else { CARD };
+    let chunk = (chunk.bytes / (vocabulary.max(1) * x.dtype().size())).max(chunk.rows).min(rows);
     let all_logits = Tensor::empty(&[chunk, vocabulary], x.dtype(), x.device())?;
     let tracked = d_x.is_some() || d_weight.is_some();
     let all_lse = if tracked { None } else { Some(Tensor::empty(&[chunk], losses.dtype(), x.device())?) };

@@ -19,7 +19,7 @@ const MOST_SPLITS: usize = 1024;
 /// Outputs in packs and threads of a block of `reduce_columns`; rows that a split reduces at least, and the blocks that are enough.
 const COLUMNS: usize = 32;
 const COLUMN_THREADS: usize = 256;
-const COLUMN_CHUNK: usize = 64;
+const COLUMN_CHUNK: usize = 256;
 const ENOUGH_BLOCKS: usize = 512;
 
 pub(crate) fn specialisations() -> Vec<Specialisation> {
