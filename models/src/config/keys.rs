@@ -77,7 +77,7 @@ pub const KEYS: &[Key] = &[
     key("train.evaluation_windows", "windows of validation text per evaluation, always the same"),
     free("train.checkpoint_every", "steps between checkpoints"),
     text("train.init", "a Hugging Face folder or a run to start the weights from"),
-    text("device.device", "cpu"),
+    text("device.device", "cpu, cuda, or cuda:emulated (the CUDA kernels on the CPU, to find mistakes)"),
     text("device.dtype", "f32, bf16 or f64"),
     free("device.threads", "threads; absent: one per core. Results do not depend on it"),
 ];

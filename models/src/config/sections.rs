@@ -48,6 +48,10 @@ choice! {
     pub enum Device: "device" {
         /// The host's cores.
         Cpu = "cpu",
+        /// The first CUDA device that is visible (`CUDA_VISIBLE_DEVICES` chooses).
+        Cuda = "cuda",
+        /// The CUDA kernels on the host, thread by thread: to find mistakes, not to train.
+        CudaEmulated = "cuda:emulated",
     }
 }
 

@@ -147,7 +147,11 @@ fn what_is_not_there_yet_says_what_is() {
         &refusal(sets(&["device.dtype=f16"])),
         &["`f16`", "not available on this device yet", "f32, f64, bf16"],
     );
-    assert_contains(&refusal(sets(&["device.device=cuda"])), &["`cuda`", "not available", "available: cpu"]);
+    assert_contains(&refusal(sets(&["device.device=metal"])), &["`metal`", "not available", "available: cpu, cuda"]);
+    assert_contains(
+        &refusal(sets(&["device.device=cuda", "device.dtype=f64"])),
+        &["\"f64\" is for the CPU", "on cuda use f32"],
+    );
     assert_contains(&refusal(sets(&["device.dtype=int4"])), &["`int4` is not a dtype"]);
     assert_contains(&refusal(sets(&["train.schedule=linear"])), &["rewarm, continuous, wsd"]);
 }

@@ -1,7 +1,7 @@
 //! What a configuration as a whole must satisfy, checked before any data is read. Every error names the value, the key
 //! and what to write instead.
 
-use super::sections::{DataConfig, TrainConfig};
+use super::sections::{DataConfig, Device, DeviceConfig, Dtype, TrainConfig};
 use super::{Config, TokenizerChoice};
 use crate::{Error, Result};
 
@@ -17,9 +17,7 @@ impl Config {
         check_budget(&self.train)?;
         check_patches(&self.train)?;
         check_optimizer(&self.train)?;
-        if self.device.threads == Some(0) {
-            return fail("device.threads is 0: give at least 1, or leave it out for one per core".into());
-        }
+        self.device.check()?;
         check_step_size(&self.train)?;
         self.check_vocabulary()?;
         let (seq_len, room) = (self.train.seq_len, self.model.max_positions);
@@ -45,6 +43,25 @@ impl Config {
                 "model.vocab_size = {size} is too small for the tokenizer `{}` with its {ids} ids: leave vocab_size out, \
                  or choose a tokenizer with at most {size}",
                 self.data.tokenizer
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl DeviceConfig {
+    /// Checks what can be checked without opening the device.
+    ///
+    /// # Errors
+    /// 0 threads; a dtype that the device does not compute in.
+    pub fn check(&self) -> Result<()> {
+        if self.threads == Some(0) {
+            return fail("device.threads is 0: give at least 1, or leave it out for one per core".into());
+        }
+        if self.device != Device::Cpu && self.dtype == Dtype::F64 {
+            return fail(format!(
+                "device.dtype = \"f64\" is for the CPU; on {} use f32, or set device.device to cpu",
+                self.device
             ));
         }
         Ok(())

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
+use patchgpt_cuda::Cuda;
 use patchgpt_tensor::{DType, Device};
 
 use super::folder::model_folder;
 use super::observer::Observer;
-use crate::config::{Config, DeviceConfig, Dialect, Dtype, ModelConfig};
+use crate::config::{Config, Device as DeviceChoice, DeviceConfig, Dialect, Dtype, ModelConfig};
 use crate::data::{Dataset, Text, Tokenizer};
 use crate::gpt::Gpt;
 use crate::{Error, Result, hub};
@@ -15,11 +16,13 @@ use crate::{Error, Result, hub};
 /// The device that the configuration names.
 ///
 /// # Errors
-/// Threads that cannot be started.
+/// Threads that cannot be started; CUDA libraries, a card or, for the emulated device, a C++ compiler that are not there.
 pub fn open_device(config: &DeviceConfig) -> Result<Device> {
-    Ok(match config.threads {
-        Some(threads) => Device::cpu_with_threads(threads)?,
-        None => Device::cpu()?,
+    Ok(match (config.device, config.threads) {
+        (DeviceChoice::Cpu, Some(threads)) => Device::cpu_with_threads(threads)?,
+        (DeviceChoice::Cpu, None) => Device::cpu()?,
+        (DeviceChoice::Cuda, _) => Cuda::open(0)?.into_device(),
+        (DeviceChoice::CudaEmulated, _) => Cuda::emulated()?.into_device(),
     })
 }
 

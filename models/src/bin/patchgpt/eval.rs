@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::output::{print_line, tell};
 use crate::runs;
-use crate::settings::start_threads;
+use crate::settings::machine;
 
 /// Windows per forward pass where no run says how many.
 const SEQUENCES: usize = 8;
@@ -43,6 +43,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "T")]
     seq_len: Option<usize>,
 
+    /// Where to compute, such as cpu or cuda; without it where the run was
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+
     /// Threads, one per core without it
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -52,8 +56,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let path = model_path(args.model.as_deref())?;
     let folder = model_folder(&path)?;
     let recorded = recorded(&path)?;
-    let mut device = recorded.clone().map_or(Config::preset("tiny")?.device, |config| config.device);
-    device.threads = threads(args.threads)?;
+    let device = recorded.clone().map_or(Config::preset("tiny")?.device, |config| config.device);
+    let device = machine(device, args.device.as_deref(), args.threads)?;
     let gpt = hub::load(&folder, train::dtype(&device), &train::open_device(&device)?)?;
     let tokenizer = Tokenizer::load(&folder)?;
     let own_text = args.data.is_none();
@@ -108,15 +112,6 @@ pub(crate) fn model_path(named: Option<&str>) -> Result<PathBuf> {
             Ok(path)
         }
     }
-}
-
-/// Checks a number of threads and gives it to the tokenizers too.
-pub(crate) fn threads(threads: Option<usize>) -> Result<Option<usize>> {
-    if threads == Some(0) {
-        return Err(Error::Config("--threads 0: give at least 1, or leave it out for one per core".into()));
-    }
-    start_threads(threads);
-    Ok(threads)
 }
 
 /// The configuration of the run, if it is one.

@@ -10,8 +10,9 @@ use patchgpt_models::generate::{Sampling, generate};
 use patchgpt_models::train::{self, model_folder};
 use patchgpt_models::{Result, hub};
 
-use crate::eval::{model_path, threads};
+use crate::eval::model_path;
 use crate::output::{print, print_line, tell};
+use crate::settings::machine;
 
 /// Text from a trained model.
 ///
@@ -45,6 +46,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
+    /// Where to compute, such as cuda; without it cpu
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+
     /// Threads, one per core without it
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -55,8 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     sampling.validate()?;
     let path = model_path(args.model.as_deref())?;
     let folder = model_folder(&path)?;
-    let mut device = Config::preset("tiny")?.device;
-    device.threads = threads(args.threads)?;
+    let device = machine(Config::preset("tiny")?.device, args.device.as_deref(), args.threads)?;
     let gpt = hub::load(&folder, train::dtype(&device), &train::open_device(&device)?)?;
     let tokenizer = Tokenizer::load(&folder)?;
     let prompt = tokenizer.encode(&args.prompt)?;

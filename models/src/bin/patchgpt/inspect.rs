@@ -8,8 +8,8 @@ use patchgpt_models::inspect::Inspection;
 use patchgpt_models::train::{self, model_folder};
 use patchgpt_models::{Error, Result, hub};
 
-use crate::eval::threads;
 use crate::output::print_line;
+use crate::settings::machine;
 
 /// Logits, loss and gradients of a model for given tokens.
 ///
@@ -34,9 +34,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
 
-    /// What to compute in, f32 or f64; the file holds f32 either way
+    /// What to compute in: f32, f64 or bf16; the file holds f32 whatever it is
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: String,
+
+    /// Where to compute, such as cpu or cuda
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
 
     /// Threads, one per core without it
     #[arg(long, value_name = "N")]
@@ -46,7 +50,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let tokens = parse(&args.tokens)?;
     let mut device = Config::preset("tiny")?.device;
-    (device.threads, device.dtype) = (threads(args.threads)?, args.dtype.parse()?);
+    device.dtype = args.dtype.parse()?;
+    let device = machine(device, args.device.as_deref(), args.threads)?;
     let folder = model_folder(&args.model)?;
     let gpt = hub::load(&folder, train::dtype(&device), &train::open_device(&device)?)?;
     check_place(&args.out)?;

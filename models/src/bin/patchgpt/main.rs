@@ -4,6 +4,7 @@
 
 mod bench;
 mod compare;
+mod devices;
 mod eval;
 mod generate;
 mod inspect;
@@ -43,6 +44,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Measures training steps: tokens per second, time by op, memory
     Bench(bench::Args),
+    /// The devices of this machine, or what is missing for them
+    Devices(devices::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Devices(args) => devices::run(&args),
     };
     match done {
         Ok(code) => code,

@@ -2,10 +2,12 @@
 //! parsed where every other source of settings is, so that errors read alike.
 
 use clap::Args;
-use patchgpt_models::config::{Config, Layers};
+use patchgpt_models::config::{Config, Device, DeviceConfig, Layers};
 use patchgpt_models::data::Tokenizer;
 use patchgpt_models::train::{RunFolder, model_folder};
-use patchgpt_models::{Result, hub};
+use patchgpt_models::{Error, Result, hub};
+
+use crate::output::tell;
 use std::path::Path;
 
 /// Everything that decides a run.
@@ -76,7 +78,7 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "STEPS|SHARE", allow_negative_numbers = true, help_heading = "Optimisation")]
     warmup: Option<String>,
 
-    /// Where to compute: cpu
+    /// Where to compute: cpu, cuda, or cuda:emulated, which runs the CUDA kernels on the CPU to find mistakes
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     device: Option<String>,
 
@@ -139,7 +141,7 @@ impl Settings {
             layers = with_weights(layers)?;
         }
         let config = Config::resolve(layers, |path| Ok(Tokenizer::load(path)?.vocabulary()))?;
-        start_threads(config.device.threads);
+        prepare_machine(&config.device);
         Ok(config)
     }
 }
@@ -158,8 +160,36 @@ fn with_weights(layers: Layers) -> Result<Layers> {
     }
 }
 
+/// What goes before opening a device: threads, and a word when it will be slow.
+pub(crate) fn prepare_machine(device: &DeviceConfig) {
+    start_threads(device.threads);
+    if device.device == Device::CudaEmulated {
+        tell(
+            "cuda:emulated runs every GPU thread in turn on one CPU core, to find mistakes in kernels: it is hundreds of times \
+             slower than --device cpu",
+        );
+    }
+}
+
+/// The machine for a command over a trained model: that of `recorded` but for what the flags say.
+///
+/// # Errors
+/// A name that is no device; 0 threads.
+pub(crate) fn machine(recorded: DeviceConfig, device: Option<&str>, threads: Option<usize>) -> Result<DeviceConfig> {
+    if threads == Some(0) {
+        return Err(Error::Config("--threads 0: give at least 1, or leave it out for one per core".into()));
+    }
+    let mut config = DeviceConfig { threads, ..recorded };
+    if let Some(name) = device {
+        config.device = name.parse()?;
+    }
+    config.check()?;
+    prepare_machine(&config);
+    Ok(config)
+}
+
 /// Tokenizers compute on rayon's own threads: as many as the rest of the program.
-pub(crate) fn start_threads(threads: Option<usize>) {
+fn start_threads(threads: Option<usize>) {
     if let Some(threads) = threads {
         // Only the first call counts, and it is the only one of the process.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

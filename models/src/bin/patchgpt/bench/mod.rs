@@ -13,7 +13,7 @@ use patchgpt_models::train::stages::StageName;
 use patchgpt_models::{Error, Result};
 
 use crate::output::{print_line, tell};
-use crate::settings::start_threads;
+use crate::settings::prepare_machine;
 
 /// Steps measured unless asked otherwise.
 const STEPS: &str = "10";
@@ -54,11 +54,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = STEPS, help_heading = "What is measured")]
     steps: String,
 
-    /// Where to compute: cpu
+    /// Where to compute: cpu, cuda or cuda:emulated
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     device: Option<String>,
 
-    /// Type of weights and activations: f32 or f64
+    /// Type of weights and activations: f32, bf16 or f64
     #[arg(long, value_name = "TYPE", help_heading = "Machine")]
     dtype: Option<String>,
 
@@ -115,7 +115,7 @@ impl Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (config, steps) = args.resolve()?;
-    start_threads(config.device.threads);
+    prepare_machine(&config.device);
     if let Some(path) = &args.trace {
         // A place that cannot be written to is told before minutes of measuring.
         std::fs::write(path, "").map_err(Error::io("write", path))?;

@@ -1,0 +1,595 @@
+// libcuda: the driver's functions that the backend calls, over the emulator. Behaviour and error codes are those of the CUDA driver API's
+// documentation; what it calls undefined is an error here where it can be noticed.
+//
+// A stream is a queue. Work runs when somebody waits for it or at random moments before, so that a host that reads or
+// overwrites memory too early sees it. Unlike the real driver's, an error is told once and then forgotten.
+#include "driver.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <set>
+
+#if EMULATOR_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace emulator {
+
+namespace {
+
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    LAUNCH_FAILED = 719,
+    LAUNCH_OUT_OF_RESOURCES = 701,
+    CAPTURE_INVALIDATED = 901,
+};
+
+struct Graph {
+    std::vector<Operation> operations;
+};
+
+struct Stream {
+    std::deque<std::pair<uint64_t, Operation>> queue;
+    uint64_t asked = 0, done = 0;
+    std::string error;
+    std::unique_ptr<Graph> capture;
+};
+
+struct Event {
+    Stream *stream = nullptr;
+    uint64_t at = 0;
+};
+
+struct Module {
+    void *library;
+    std::string path;
+    std::map<std::string, const EmulatedEntry *> entries;
+};
+
+struct Function {
+    const EmulatedEntry *entry;
+    size_t dynamic_limit = 48 << 10;
+};
+
+/// Stands for the one context and the one memory pool.
+int token;
+
+// Device memory is cut from one range of addresses, so that an address outside all allocations is known for what it is.
+constexpr size_t RANGE_BYTES = 64ull << 30;
+constexpr size_t GAP = 512;
+char *range = nullptr;
+std::map<char *, Region> regions;
+std::map<char *, size_t> holes; // free parts of the range
+size_t allocated = 0;
+
+std::set<Stream *> streams;
+std::map<char *, size_t> pinned;
+std::map<const EmulatedEntry *, std::unique_ptr<Function>> functions;
+Module *loading = nullptr;
+uint64_t launch_count = 0;
+
+thread_local std::string last_error;
+
+uint64_t environment(const char *name, uint64_t otherwise) {
+    const char *text = getenv(name);
+    return text && *text ? strtoull(text, nullptr, 10) : otherwise;
+}
+
+Random &dice() {
+    static Random random(environment("PATCHGPT_EMULATOR_SEED", 1));
+    return random;
+}
+
+size_t memory_limit() { return environment("PATCHGPT_EMULATOR_MEMORY", 16ull << 30); }
+
+Result failed(Result result, const std::string &message) {
+    last_error = message;
+    return result;
+}
+
+void execute(Stream &stream) {
+    auto [number, operation] = std::move(stream.queue.front());
+    stream.queue.pop_front();
+    std::string error = operation();
+    if (!error.empty() && stream.error.empty()) stream.error = error;
+    stream.done = number;
+}
+
+void drain(Stream &stream) {
+    while (!stream.queue.empty()) execute(stream);
+}
+
+/// Tells an error of earlier work once.
+Result report(Stream &stream) {
+    if (stream.error.empty()) return SUCCESS;
+    last_error = stream.error;
+    stream.error.clear();
+    return LAUNCH_FAILED;
+}
+
+Result push(Stream *stream, Operation operation) {
+    if (!streams.count(stream)) return failed(INVALID_HANDLE, "no such stream");
+    if (Result result = report(*stream)) return result;
+    if (stream->capture) {
+        stream->capture->operations.push_back(std::move(operation));
+        return SUCCESS;
+    }
+    stream->queue.push_back({++stream->asked, std::move(operation)});
+    // Now, a little later, or only when somebody waits.
+    uint64_t choice = dice().next() & 3;
+    if (choice == 0 || stream->queue.size() > 256) drain(*stream);
+    else if (choice == 1) execute(*stream);
+    return SUCCESS;
+}
+
+bool is_pinned(const void *address, size_t bytes) {
+    auto after = pinned.upper_bound((char *)address);
+    if (after == pinned.begin()) return false;
+    auto [begin, length] = *std::prev(after);
+    return (char *)address + bytes <= begin + length;
+}
+
+char *take(size_t bytes) {
+    size_t whole = (bytes + 255) / 256 * 256 + GAP;
+    if (!range) {
+        void *memory = mmap(nullptr, RANGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) return nullptr;
+        range = (char *)(((uintptr_t)memory + 4095) / 4096 * 4096);
+        holes[range] = RANGE_BYTES - 8192;
+    }
+    for (auto hole = holes.begin(); hole != holes.end(); ++hole) {
+        auto [begin, length] = *hole;
+        if (length < whole) continue;
+        holes.erase(hole);
+        if (length > whole) holes[begin + whole] = length - whole;
+#if EMULATOR_ASAN
+        __asan_poison_memory_region(begin + bytes, whole - bytes);
+        __asan_unpoison_memory_region(begin, bytes);
+#endif
+        memset(begin, 0xff, bytes); // NaN
+        return begin;
+    }
+    return nullptr;
+}
+
+void give(char *begin, size_t bytes) {
+    size_t whole = (bytes + 255) / 256 * 256 + GAP;
+#if EMULATOR_ASAN
+    __asan_poison_memory_region(begin, whole);
+#endif
+    if (whole >= (1 << 20)) {
+        char *page = (char *)(((uintptr_t)begin + 4095) / 4096 * 4096);
+        madvise(page, (size_t)(begin + whole - page) / 4096 * 4096, MADV_DONTNEED);
+    }
+    auto hole = holes.emplace(begin, whole).first;
+    auto next = std::next(hole);
+    if (next != holes.end() && hole->first + hole->second == next->first) {
+        hole->second += next->second;
+        holes.erase(next);
+    }
+    if (hole != holes.begin()) {
+        auto previous = std::prev(hole);
+        if (previous->first + previous->second == hole->first) {
+            previous->second += hole->second;
+            holes.erase(hole);
+        }
+    }
+}
+
+std::string release(char *begin) {
+    auto found = regions.find(begin);
+    if (found == regions.end()) return "memory is freed that is not allocated";
+    allocated -= found->second.bytes;
+    give(begin, found->second.bytes);
+    forget_cells(found->second);
+    regions.erase(found);
+    return "";
+}
+
+std::string copy(void *to, const void *from, size_t bytes, bool to_device, bool from_device) {
+    if (to_device && !is_device_range(to, bytes)) return "a copy of " + std::to_string(bytes) + " bytes to " + describe(to);
+    if (from_device && !is_device_range(from, bytes)) return "a copy of " + std::to_string(bytes) + " bytes from " + describe(from);
+    memmove(to, from, bytes);
+    if (to_device) mark_initialised(to, bytes);
+    return "";
+}
+
+} // namespace
+
+std::recursive_mutex &driver_mutex() {
+    static std::recursive_mutex mutex;
+    return mutex;
+}
+
+bool enqueue(void *stream, Operation operation) { return push((Stream *)stream, std::move(operation)) == SUCCESS; }
+void set_last_error(const std::string &message) { last_error = message; }
+
+Region *region_of(const void *address) {
+    auto after = regions.upper_bound((char *)address);
+    if (after == regions.begin()) return nullptr;
+    Region &region = std::prev(after)->second;
+    return (char *)address < region.begin + region.bytes ? &region : nullptr;
+}
+
+bool in_device_memory(const void *address) { return range && (char *)address >= range && (char *)address < range + RANGE_BYTES; }
+
+bool is_device_range(const void *address, size_t bytes) {
+    Region *region = region_of(address);
+    return region && (char *)address + bytes <= region->begin + region->bytes;
+}
+
+std::string library_folder() {
+    Dl_info info;
+    if (!dladdr((void *)&library_folder, &info)) return ".";
+    std::string path = info.dli_fname;
+    return path.substr(0, path.rfind('/'));
+}
+
+std::string beside(const char *name) {
+    std::ifstream file(library_folder() + "/" + name);
+    std::string line;
+    std::getline(file, line);
+    return line;
+}
+
+} // namespace emulator
+
+using namespace emulator;
+
+#define LOCK std::lock_guard<std::recursive_mutex> lock(driver_mutex())
+
+void emulated_register(const EmulatedEntry *entry) {
+    if (loading) loading->entries[entry->name] = entry;
+}
+
+extern "C" {
+
+size_t emulator_last_error(char *text, size_t room) {
+    size_t bytes = last_error.size() < room ? last_error.size() : room;
+    memcpy(text, last_error.data(), bytes);
+    last_error.clear();
+    return bytes;
+}
+
+// ---- device and context
+
+int cuInit(unsigned) { return SUCCESS; }
+int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
+int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
+int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal ? INVALID_DEVICE : SUCCESS; }
+int cuDeviceGetName(char *name, int room, int) { return snprintf(name, (size_t)room, "patchgpt emulator"), SUCCESS; }
+int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = memory_limit(), SUCCESS; }
+
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+    switch (attribute) {
+    case 16: *value = 4; break;                 // multiprocessors
+    case 75: *value = 8; break;                 // compute capability, major
+    case 76: *value = 0; break;                 // and minor
+    case 97: *value = 163 << 10; break;         // shared memory of a block, by consent
+    default: return failed(INVALID_VALUE, "the emulator knows no device attribute " + std::to_string(attribute));
+    }
+    return SUCCESS;
+}
+
+int cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &token, SUCCESS; }
+int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
+int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
+int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &token, SUCCESS; }
+int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+int cuCtxSetCurrent(void *) { return SUCCESS; }
+
+int cuGetErrorName(int result, const char **text) {
+    switch (result) {
+    case OUT_OF_MEMORY: *text = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+    case LAUNCH_FAILED: *text = "CUDA_ERROR_LAUNCH_FAILED"; break;
+    case NOT_FOUND: *text = "CUDA_ERROR_NOT_FOUND"; break;
+    default: *text = "CUDA error";
+    }
+    return SUCCESS;
+}
+int cuGetErrorString(int, const char **text) { return *text = "see the emulator's message", SUCCESS; }
+
+// ---- memory
+
+int cuMemAllocAsync(void **address, size_t bytes, void *stream) {
+    LOCK;
+    if (!streams.count((Stream *)stream)) return failed(INVALID_HANDLE, "no such stream");
+    if (!bytes) return failed(INVALID_VALUE, "0 bytes are allocated");
+    if (allocated + bytes > memory_limit()) return failed(OUT_OF_MEMORY, "the emulated device has no more memory");
+    char *begin = take(bytes);
+    if (!begin) return failed(OUT_OF_MEMORY, "the emulated device has no more addresses");
+    allocated += bytes;
+    Region region;
+    region.begin = begin;
+    region.bytes = bytes;
+    regions[begin] = region;
+    *address = begin;
+    return SUCCESS;
+}
+
+int cuMemFreeAsync(void *address, void *stream) {
+    LOCK;
+    auto *s = (Stream *)stream;
+    if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
+    // Memory that a captured graph uses stays for its replays.
+    if (s->capture) return SUCCESS;
+    s->queue.push_back({++s->asked, [address] { return release((char *)address); }});
+    return SUCCESS;
+}
+
+int cuMemGetInfo_v2(size_t *available, size_t *total) {
+    LOCK;
+    *total = memory_limit();
+    *available = *total - allocated;
+    return SUCCESS;
+}
+
+int cuMemAllocHost_v2(void **address, size_t bytes) {
+    LOCK;
+    *address = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (!*address) return failed(OUT_OF_MEMORY, "the host has no more memory");
+    pinned[(char *)*address] = bytes;
+    return SUCCESS;
+}
+
+int cuMemFreeHost(void *address) {
+    LOCK;
+    for (Stream *stream : streams) drain(*stream);
+    if (!pinned.erase((char *)address)) return failed(INVALID_VALUE, "host memory is freed that is not pinned");
+    free(address);
+    return SUCCESS;
+}
+
+int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+    LOCK;
+    if (is_pinned(from, bytes)) return push((Stream *)stream, [=] { return copy(to, from, bytes, true, false); });
+    // Pageable memory has been read when the call returns.
+    std::vector<char> staged((const char *)from, (const char *)from + bytes);
+    return push((Stream *)stream, [=] { return copy(to, staged.data(), bytes, true, false); });
+}
+
+int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+    LOCK;
+    bool later = is_pinned(to, bytes);
+    int result = push((Stream *)stream, [=] { return copy(to, from, bytes, false, true); });
+    // Pageable memory has been written when the call returns.
+    if (result == SUCCESS && !later && !((Stream *)stream)->capture) drain(*(Stream *)stream);
+    return result;
+}
+
+int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
+    LOCK;
+    return push((Stream *)stream, [=] { return copy(to, from, bytes, true, true); });
+}
+
+int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
+    LOCK;
+    return push((Stream *)stream, [=]() -> std::string {
+        if (!is_device_range(to, bytes)) return "memory of " + std::to_string(bytes) + " bytes is set at " + describe(to);
+        memset(to, value, bytes);
+        mark_initialised(to, bytes);
+        return "";
+    });
+}
+
+// ---- streams, events, graphs
+
+int cuStreamCreate(void **stream, unsigned) {
+    LOCK;
+    auto *made = new Stream;
+    streams.insert(made);
+    return *stream = made, SUCCESS;
+}
+
+int cuStreamDestroy_v2(void *stream) {
+    LOCK;
+    auto *s = (Stream *)stream;
+    if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
+    drain(*s);
+    streams.erase(s);
+    delete s;
+    return SUCCESS;
+}
+
+int cuStreamSynchronize(void *stream) {
+    LOCK;
+    auto *s = (Stream *)stream;
+    if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
+    if (s->capture) return failed(CAPTURE_INVALIDATED, "a stream that is being captured cannot be waited for");
+    drain(*s);
+    return report(*s);
+}
+
+int cuStreamBeginCapture_v2(void *stream, int) {
+    LOCK;
+    auto *s = (Stream *)stream;
+    if (!streams.count(s) || s->capture) return failed(INVALID_HANDLE, "no such stream, or one that is being captured");
+    s->capture = std::make_unique<Graph>();
+    return SUCCESS;
+}
+
+int cuStreamEndCapture(void *stream, void **graph) {
+    LOCK;
+    auto *s = (Stream *)stream;
+    if (!streams.count(s) || !s->capture) return failed(INVALID_HANDLE, "no stream that is being captured");
+    return *graph = s->capture.release(), SUCCESS;
+}
+
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+    LOCK;
+    return *executable = new Graph(*(Graph *)graph), SUCCESS;
+}
+
+int cuGraphLaunch(void *executable, void *stream) {
+    LOCK;
+    for (Operation &operation : ((Graph *)executable)->operations)
+        if (Result result = push((Stream *)stream, operation)) return result;
+    return SUCCESS;
+}
+
+int cuGraphDestroy(void *graph) {
+    LOCK;
+    delete (Graph *)graph;
+    return SUCCESS;
+}
+int cuGraphExecDestroy(void *executable) { return cuGraphDestroy(executable); }
+
+int cuEventCreate(void **event, unsigned) { return *event = new Event, SUCCESS; }
+int cuEventDestroy_v2(void *event) { return delete (Event *)event, SUCCESS; }
+
+int cuEventRecord(void *event, void *stream) {
+    LOCK;
+    auto *s = (Stream *)stream;
+    if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
+    *(Event *)event = {s, s->asked};
+    return SUCCESS;
+}
+
+int cuEventQuery(void *event) {
+    LOCK;
+    auto *e = (Event *)event;
+    if (!e->stream || !streams.count(e->stream) || e->stream->done >= e->at) return SUCCESS;
+    if (dice().coin() && !e->stream->queue.empty()) execute(*e->stream);
+    return e->stream->done >= e->at ? SUCCESS : NOT_READY;
+}
+
+int cuEventSynchronize(void *event) {
+    LOCK;
+    auto *e = (Event *)event;
+    if (e->stream && streams.count(e->stream))
+        while (e->stream->done < e->at && !e->stream->queue.empty()) execute(*e->stream);
+    return SUCCESS;
+}
+
+// ---- modules and launches
+
+int cuModuleLoadData(void **module, const void *image) {
+    LOCK;
+    // An ELF file ends with its table of section headers.
+    auto *bytes = (const unsigned char *)image;
+    if (memcmp(bytes, "\177ELF", 4) != 0) return failed(INVALID_IMAGE, "the machine code was not made by the emulator's compiler");
+    uint64_t table;
+    uint16_t entry_bytes, entries;
+    memcpy(&table, bytes + 40, 8), memcpy(&entry_bytes, bytes + 58, 2), memcpy(&entries, bytes + 60, 2);
+    size_t length = table + (size_t)entry_bytes * entries;
+    const char *folder = getenv("TMPDIR");
+    std::string path = std::string(folder && *folder ? folder : "/tmp") + "/patchgpt-kernel-XXXXXX";
+    int file = mkstemp(&path[0]);
+    if (file < 0) return failed(INVALID_IMAGE, "no temporary file can be made at " + path);
+    size_t written = 0;
+    while (written < length) {
+        ssize_t n = write(file, bytes + written, length - written);
+        if (n <= 0) break;
+        written += (size_t)n;
+    }
+    close(file);
+    auto made = std::make_unique<Module>();
+    made->path = path;
+    loading = made.get();
+    made->library = written == length ? dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
+    loading = nullptr;
+    if (!made->library) {
+        const char *why = dlerror();
+        unlink(path.c_str());
+        return failed(INVALID_IMAGE, std::string("the compiled kernel does not load: ") + (why ? why : "the disk is full"));
+    }
+    // Kept until the end for the checker, which looks up source lines in it.
+    static struct Files {
+        std::vector<std::string> paths;
+        ~Files() {
+            for (auto &p : paths) unlink(p.c_str());
+        }
+    } files;
+    files.paths.push_back(path);
+    return *module = made.release(), SUCCESS;
+}
+
+int cuModuleUnload(void *module) {
+    LOCK;
+    // The code stays: operations of graphs may still name it.
+    delete (Module *)module;
+    return SUCCESS;
+}
+
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+    LOCK;
+    auto *m = (Module *)module;
+    auto found = m->entries.find(name);
+    if (found == m->entries.end()) return failed(NOT_FOUND, std::string("no entry point ") + name);
+    auto &f = functions[found->second];
+    if (!f) f.reset(new Function{found->second});
+    return *function = f.get(), SUCCESS;
+}
+
+int cuFuncGetAttribute(int *value, int attribute, void *function) {
+    // Static shared memory is known only when the kernel runs.
+    *value = attribute == 0 ? (int)((Function *)function)->entry->threads : 0;
+    return SUCCESS;
+}
+
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+    LOCK;
+    if (attribute != 8) return failed(INVALID_VALUE, "the emulator sets the limit of dynamic shared memory only");
+    if ((size_t)value > (163 << 10)) return failed(INVALID_VALUE, "more shared memory than a block can have");
+    ((Function *)function)->dynamic_limit = (size_t)value;
+    return SUCCESS;
+}
+
+int cuFuncGetParamInfo(void *function, size_t index, size_t *offset, size_t *bytes) {
+    const EmulatedEntry *entry = ((Function *)function)->entry;
+    if (index >= entry->parameters) return INVALID_VALUE;
+    *offset = 0;
+    for (size_t i = 0; i < index; i++) *offset += (entry->sizes[i] + 7) / 8 * 8;
+    return *bytes = entry->sizes[index], SUCCESS;
+}
+
+int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                   void *stream, void **arguments, void **) {
+    LOCK;
+    auto *f = (Function *)function;
+    const EmulatedEntry *entry = f->entry;
+    std::string name = std::string("kernel ") + entry->name + ": ";
+    if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535 || by != 1 || bz != 1)
+        return failed(INVALID_VALUE, name + "a grid or block that is not possible");
+    if (!bx || bx > entry->threads) return failed(LAUNCH_OUT_OF_RESOURCES, name + std::to_string(bx) + " threads where KERNEL says at most " + std::to_string(entry->threads));
+    if (shared > f->dynamic_limit) return failed(INVALID_VALUE, name + "more dynamic shared memory than the function has consent for");
+    // The driver copies the arguments before it returns.
+    struct Held {
+        std::vector<std::vector<uint64_t>> values;
+    };
+    auto held = std::make_shared<Held>();
+    Launch launch{entry, {gx, gy, gz}, {bx, 1, 1}, shared, {}, 0};
+    for (unsigned i = 0; i < entry->parameters; i++) {
+        held->values.emplace_back((entry->sizes[i] + 15) / 8 + 1);
+        uint64_t *place = held->values.back().data();
+        if ((uintptr_t)place % 16) place++; // parameters may hold vectors
+        memcpy(place, arguments[i], entry->sizes[i]);
+        launch.arguments.push_back(place);
+    }
+    launch.arguments.push_back(entry->kernel);
+    uint64_t base = environment("PATCHGPT_EMULATOR_SEED", 1);
+    return push((Stream *)stream, [=]() mutable {
+        (void)held;
+        launch.seed = base * 0x9E3779B97F4A7C15ull + launch_count++;
+        std::string error = run(launch);
+        return error.empty() ? error : name + error;
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,31 @@
+// The driver's inside as cuBLAS and NVRTC see it.
+#pragma once
+#include <functional>
+#include <mutex>
+#include <string>
+
+#include "emulator.h"
+
+namespace emulator {
+
+/// One thread at a time is in the driver or runs kernels.
+std::recursive_mutex &driver_mutex();
+
+/// Work on a stream: an empty string, or what went wrong. It may run more than once (graphs).
+using Operation = std::function<std::string()>;
+
+/// Puts work at the end of a stream. False if the stream is none.
+bool enqueue(void *stream, Operation operation);
+
+/// Says why the call that is about to return an error fails.
+void set_last_error(const std::string &message);
+
+/// Whether the bytes lie inside one live allocation.
+bool is_device_range(const void *address, size_t bytes);
+
+/// The folder of this library.
+std::string library_folder();
+/// The first line of a file beside this library.
+std::string beside(const char *name);
+
+} // namespace emulator

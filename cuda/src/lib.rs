@@ -1,0 +1,74 @@
+//! The CUDA backend of patchgpt: own kernels, compiled at run time for the card at hand, and an emulator that runs the same
+//! kernels and the same launch code on a CPU.
+//!
+//! One binary serves machines with and without CUDA: driver, NVRTC and cuBLAS are loaded at run time, and what is missing is named by an
+//! error or by [`probe`], never by a panic.
+//!
+//! # A kernel
+//! A kernel file, `kernels/<op>.cu`, includes `prelude.cuh` and nothing of NVIDIA's. It declares entry points with `KERNEL(name, threads, parameters...)`,
+//! shared memory with `SHARED` and `DYNAMIC_SHARED`, and waits for its block with `sync_block()`. It is specialised by macros that the
+//! launcher defines: element types (`X`, `OUT`), head sizes, tile sizes. So this,
+//!
+//! ```c++
+//! #include "prelude.cuh"
+//! /// out = factor * x. X, OUT: element types. One element a thread.
+//! KERNEL(scale, 256, OUT *out, const X *x, f32 factor, u64 count) {
+//!     u64 i = (u64)blockIdx.x * 256 + threadIdx.x;
+//!     if (i < count) out[i] = round_to<OUT>(factor * to_f32(x[i]));
+//! }
+//! ```
+//!
+//! is launched from `src/ops/<op>.rs` by
+//!
+//! ```ignore
+//! const SOURCE: KernelSource = kernel_source!("scale"); // a `static`, not a `const`
+//! cuda.kernel(&SOURCE, "scale")
+//!     .define("X", x.dtype())
+//!     .define("OUT", out.dtype())
+//!     .write(out)          // parameters in the kernel's order: a tensor's address (its offset included),
+//!     .read(x)
+//!     .value(2.0f32)       // a number, or a #[repr(C)] Pod struct such as [`Strided`], by value
+//!     .value(x.len() as u64)
+//!     .blocks(x.len().div_ceil(256))
+//!     .threads(256)
+//!     .shared(0)           // bytes of DYNAMIC_SHARED memory
+//!     .launch()?;
+//! ```
+//!
+//! The number and sizes of the arguments are held against the kernel's parameters; a grid with a dimension of 0 launches nothing. Scratch memory comes from
+//! [`Cuda::workspace`] and is passed with `.workspace(&memory)`; it may be dropped right after the launch, since the device frees it
+//! in the stream's order. Optional tensors pass as null with `read_optional` and `write_optional`.
+//!
+//! Rules that keep results the same on every run and device: no atomics on floats, sums in an order that shapes alone decide (the number of
+//! multiprocessors may set how many blocks share the work, never how it is cut), statistics in f32. Sizes are `u32` in a kernel where the
+//! launcher has checked that they fit, offsets in elements `u64`. 16-byte accesses (`load_pack`, `store_pack`) only where addresses *and* row strides are
+//! multiples of 16 bytes: the launcher decides by [`Cuda::aligned`] and passes it as a macro.
+//!
+//! Blocks are one-dimensional (`.threads(n)`), warps are rows of 32 of them. Emulated, threads are fibers that switch only at barriers, warp functions and the ends
+//! of copies, warps run in a random order, shared and fresh memory hold NaN (every byte 0xff), and each launch is one of many schedules (`PATCHGPT_EMULATOR_SEED`).
+//!
+//! # Errors
+//! Everything is a [`patchgpt_tensor::Error`]; what a device reports is [`Error::Backend`](patchgpt_tensor::Error::Backend) with what was being done. A launch that fails on the device is reported
+//! by the next call that waits, as CUDA does; emulated, with kernel, block, thread and reason.
+
+mod backend;
+mod blas;
+mod cache;
+mod compiler;
+mod device;
+mod emulator;
+mod error;
+mod launch;
+mod memory;
+mod ops;
+mod probe;
+mod strided;
+
+pub use compiler::{Compiled, compile};
+pub use device::Cuda;
+pub use emulator::{address_sanitizer, emulator_compiler};
+pub use launch::{Define, KernelSource, Launch, Specialisation};
+pub use memory::CudaMemory;
+pub use ops::specialisations;
+pub use probe::{DeviceInfo, Library, Probe, probe};
+pub use strided::Strided;
