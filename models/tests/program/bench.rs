@@ -96,7 +96,7 @@ fn the_trace_is_one_that_viewers_open() {
     assert!(finished.err.contains("steps.json"));
     let trace: Value = serde_json::from_slice(&place.read("steps.json")).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
-    let (mut steps, mut ops): (Vec<(f64, f64)>, Vec<(f64, f64)>) = (Vec::new(), Vec::new());
+    let (mut steps, mut ops) = (Vec::new(), Vec::<(f64, f64)>::new());
     for event in events {
         assert!(event["pid"].is_u64() && event["tid"].is_u64() && event["name"].is_string(), "{event}");
         match event["ph"].as_str() {
@@ -116,7 +116,7 @@ fn the_trace_is_one_that_viewers_open() {
     }
     assert_eq!(steps.len(), 2);
     assert!(ops.len() > 40, "{}", ops.len());
-    let within = |op: &(f64, f64)| steps.iter().any(|step| step.0 <= op.0 && op.1 <= step.1);
+    let within = |op: &(f64, f64)| steps.iter().any(|step: &(f64, f64)| step.0 <= op.0 && op.1 <= step.1);
     assert!(ops.iter().all(within), "every op lies within a step");
     assert!(ops.windows(2).all(|pair| pair[0].1 <= pair[1].0 + 1e-3), "ops follow each other");
 }
