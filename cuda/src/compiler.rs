@@ -118,6 +118,14 @@ impl Function {
 impl Compiler {
     pub(crate) fn new(context: Arc<Context>, capability: (i32, i32)) -> Result<Compiler> {
         let (major, minor) = probe::nvrtc_version()?;
+        if let Some((served, _)) = probe::driver_version()
+            && served < major
+        {
+            let advice = probe::Library::Nvrtc.advice();
+            let message =
+                format!("libnvrtc is of CUDA {major}, and the driver loads machine code up to CUDA {served}: {advice}");
+            return Err(backend(context.name(), message));
+        }
         let identity = format!("NVRTC {major}.{minor} {}", emulator::identity());
         let architecture =
             architecture(capability, &supported()?).map_err(|message| backend(context.name(), message))?;
@@ -301,7 +309,7 @@ impl Program {
         let (text, name) = (c(&self.text)?, c(&self.name)?);
         let header_texts = self.headers.iter().map(|(_, text)| c(text)).collect::<std::result::Result<Vec<_>, _>>()?;
         let header_names = self.headers.iter().map(|(name, _)| c(name)).collect::<std::result::Result<Vec<_>, _>>()?;
-        let options = self.options.iter().map(|o| c(o)).collect::<std::result::Result<Vec<_>, _>>()?;
+        let options = self.options.iter().map(c).collect::<std::result::Result<Vec<_>, _>>()?;
         let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let (header_texts, header_names, option_pointers) =
             (pointers(&header_texts), pointers(&header_names), pointers(&options));

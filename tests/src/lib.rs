@@ -8,6 +8,7 @@
 pub mod array;
 pub mod cases;
 pub mod check;
+pub mod cuda;
 pub mod reference;
 pub mod side;
 pub mod tolerance;
