@@ -309,7 +309,7 @@ impl Program {
         let (text, name) = (c(&self.text)?, c(&self.name)?);
         let header_texts = self.headers.iter().map(|(_, text)| c(text)).collect::<std::result::Result<Vec<_>, _>>()?;
         let header_names = self.headers.iter().map(|(name, _)| c(name)).collect::<std::result::Result<Vec<_>, _>>()?;
-        let options = self.options.iter().map(c).collect::<std::result::Result<Vec<_>, _>>()?;
+        let options = self.options.iter().map(|o| c(o)).collect::<std::result::Result<Vec<_>, _>>()?;
         let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
         let (header_texts, header_names, option_pointers) =
             (pointers(&header_texts), pointers(&header_names), pointers(&options));

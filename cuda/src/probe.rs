@@ -198,7 +198,7 @@ fn library_folders() -> Vec<PathBuf> {
     folders.push("/usr/local/cuda/lib64".into());
     let mut environments: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"]
         .iter()
-        .filter_map(|v| std::env::var_os(v))
+        .filter_map(std::env::var_os)
         .map(|root| Path::new(&root).join("lib"))
         .collect();
     environments.extend(std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/lib")));
