@@ -55,6 +55,7 @@ std::string source_line(const void *site) {
         pclose(pipe);
     }
     while (!out.empty() && (out.back() == '\n' || out.back() == ' ')) out.pop_back();
+    out = out.substr(0, out.find(" (")); // "(discriminator 1)"
     size_t slash = out.rfind('/');
     if (out.empty() || out[0] == '?') return "";
     return " at " + (slash == std::string::npos ? out : out.substr(slash + 1));

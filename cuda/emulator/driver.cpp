@@ -6,7 +6,6 @@
 #include "driver.h"
 
 #include <dlfcn.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -17,10 +16,6 @@
 #include <map>
 #include <memory>
 #include <set>
-
-#if EMULATOR_ASAN
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace emulator {
 
@@ -69,14 +64,6 @@ struct Function {
 
 /// Stands for the one context and the one memory pool.
 int token;
-
-// Device memory is cut from one range of addresses, so that an address outside all allocations is known for what it is.
-constexpr size_t RANGE_BYTES = 64ull << 30;
-constexpr size_t GAP = 512;
-char *range = nullptr;
-std::map<char *, Region> regions;
-std::map<char *, size_t> holes; // free parts of the range
-size_t allocated = 0;
 
 std::set<Stream *> streams;
 std::map<char *, size_t> pinned;
@@ -145,63 +132,6 @@ bool is_pinned(const void *address, size_t bytes) {
     return (char *)address + bytes <= begin + length;
 }
 
-char *take(size_t bytes) {
-    size_t whole = (bytes + 255) / 256 * 256 + GAP;
-    if (!range) {
-        void *memory = mmap(nullptr, RANGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (memory == MAP_FAILED) return nullptr;
-        range = (char *)(((uintptr_t)memory + 4095) / 4096 * 4096);
-        holes[range] = RANGE_BYTES - 8192;
-    }
-    for (auto hole = holes.begin(); hole != holes.end(); ++hole) {
-        auto [begin, length] = *hole;
-        if (length < whole) continue;
-        holes.erase(hole);
-        if (length > whole) holes[begin + whole] = length - whole;
-#if EMULATOR_ASAN
-        __asan_poison_memory_region(begin + bytes, whole - bytes);
-        __asan_unpoison_memory_region(begin, bytes);
-#endif
-        memset(begin, 0xff, bytes); // NaN
-        return begin;
-    }
-    return nullptr;
-}
-
-void give(char *begin, size_t bytes) {
-    size_t whole = (bytes + 255) / 256 * 256 + GAP;
-#if EMULATOR_ASAN
-    __asan_poison_memory_region(begin, whole);
-#endif
-    if (whole >= (1 << 20)) {
-        char *page = (char *)(((uintptr_t)begin + 4095) / 4096 * 4096);
-        madvise(page, (size_t)(begin + whole - page) / 4096 * 4096, MADV_DONTNEED);
-    }
-    auto hole = holes.emplace(begin, whole).first;
-    auto next = std::next(hole);
-    if (next != holes.end() && hole->first + hole->second == next->first) {
-        hole->second += next->second;
-        holes.erase(next);
-    }
-    if (hole != holes.begin()) {
-        auto previous = std::prev(hole);
-        if (previous->first + previous->second == hole->first) {
-            previous->second += hole->second;
-            holes.erase(hole);
-        }
-    }
-}
-
-std::string release(char *begin) {
-    auto found = regions.find(begin);
-    if (found == regions.end()) return "memory is freed that is not allocated";
-    allocated -= found->second.bytes;
-    give(begin, found->second.bytes);
-    forget_cells(found->second);
-    regions.erase(found);
-    return "";
-}
-
 std::string copy(void *to, const void *from, size_t bytes, bool to_device, bool from_device) {
     if (to_device && !is_device_range(to, bytes)) return "a copy of " + std::to_string(bytes) + " bytes to " + describe(to);
     if (from_device && !is_device_range(from, bytes)) return "a copy of " + std::to_string(bytes) + " bytes from " + describe(from);
@@ -219,20 +149,6 @@ std::recursive_mutex &driver_mutex() {
 
 bool enqueue(void *stream, Operation operation) { return push((Stream *)stream, std::move(operation)) == SUCCESS; }
 void set_last_error(const std::string &message) { last_error = message; }
-
-Region *region_of(const void *address) {
-    auto after = regions.upper_bound((char *)address);
-    if (after == regions.begin()) return nullptr;
-    Region &region = std::prev(after)->second;
-    return (char *)address < region.begin + region.bytes ? &region : nullptr;
-}
-
-bool in_device_memory(const void *address) { return range && (char *)address >= range && (char *)address < range + RANGE_BYTES; }
-
-bool is_device_range(const void *address, size_t bytes) {
-    Region *region = region_of(address);
-    return region && (char *)address + bytes <= region->begin + region->bytes;
-}
 
 std::string library_folder() {
     Dl_info info;
@@ -311,16 +227,9 @@ int cuMemAllocAsync(void **address, size_t bytes, void *stream) {
     LOCK;
     if (!streams.count((Stream *)stream)) return failed(INVALID_HANDLE, "no such stream");
     if (!bytes) return failed(INVALID_VALUE, "0 bytes are allocated");
-    if (allocated + bytes > memory_limit()) return failed(OUT_OF_MEMORY, "the emulated device has no more memory");
-    char *begin = take(bytes);
-    if (!begin) return failed(OUT_OF_MEMORY, "the emulated device has no more addresses");
-    allocated += bytes;
-    Region region;
-    region.begin = begin;
-    region.bytes = bytes;
-    regions[begin] = region;
-    *address = begin;
-    return SUCCESS;
+    if (allocated_bytes() + bytes > memory_limit()) return failed(OUT_OF_MEMORY, "the emulated device has no more memory");
+    *address = allocate(bytes);
+    return *address ? SUCCESS : failed(OUT_OF_MEMORY, "the emulated device has no more addresses");
 }
 
 int cuMemFreeAsync(void *address, void *stream) {
@@ -336,7 +245,7 @@ int cuMemFreeAsync(void *address, void *stream) {
 int cuMemGetInfo_v2(size_t *available, size_t *total) {
     LOCK;
     *total = memory_limit();
-    *available = *total - allocated;
+    *available = *total - allocated_bytes();
     return SUCCESS;
 }
 

@@ -20,6 +20,11 @@ bool enqueue(void *stream, Operation operation);
 /// Says why the call that is about to return an error fails.
 void set_last_error(const std::string &message);
 
+/// Device memory (memory.cpp), every byte 0xff: NaN. Null if there are no addresses left.
+void *allocate(size_t bytes);
+/// Frees it: an empty string, or what is wrong.
+std::string release(void *memory);
+size_t allocated_bytes();
 /// Whether the bytes lie inside one live allocation.
 bool is_device_range(const void *address, size_t bytes);
 

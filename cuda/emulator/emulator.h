@@ -124,7 +124,7 @@ void check_async(const void *to, size_t bytes, bool ended);
 /// A block has added to a counter, which orders it after the blocks that did so before.
 void check_atomic(const void *counter);
 
-// ---- device memory (driver.cpp)
+// ---- device memory (memory.cpp)
 
 struct Region {
     char *begin = nullptr;

@@ -94,7 +94,8 @@ int nvrtcCompileProgram(void *program, int count, const char *const *options) {
     std::string home = emulator::library_folder(), compiler = emulator::beside("compiler"), check = emulator::beside("check");
     std::string object = work + "/kernel.o", library = work + "/kernel.so", log = work + "/log";
     std::vector<std::string> compile{compiler, "-x", "c++", "-c", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-exceptions",
-                                     "-fno-rtti", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-Wno-psabi", "-I" + home, "-I" + work};
+                                     "-fno-rtti", "-fno-math-errno", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-Wno-psabi", "-I" + home, "-I" + work,
+                                     "-fmacro-prefix-map=" + work + "/="};
     std::vector<std::string> link{compiler, "-shared", "-o", library, object};
     if (check == "races") compile.insert(compile.end(), {"-O1", "-g1", "-fsanitize=thread"});
     else if (check == "address") {

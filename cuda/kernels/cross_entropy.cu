@@ -15,6 +15,8 @@
 typedef Accumulator<X>::type A;
 
 constexpr i32 IGNORE = -100;
+/// Threads of a block at most; f64 takes twice the registers.
+constexpr int MOST = sizeof(A) == 8 ? 512 : 1024;
 
 /// The targets of a row.
 struct Targets {
@@ -68,7 +70,7 @@ DEVICE void sync_row(u32 row_threads) {
     else sync_block();
 }
 
-KERNEL_OCCUPANCY(cross_entropy, 1024, 1, A *losses, i64 losses_stride, A *lse, i64 lse_stride, const X *logits,
+KERNEL_OCCUPANCY(cross_entropy, MOST, 1, A *losses, i64 losses_stride, A *lse, i64 lse_stride, const X *logits,
                  i64 stride, const i32 *targets, const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     Place at = place(row_threads);
@@ -87,7 +89,7 @@ KERNEL_OCCUPANCY(cross_entropy, 1024, 1, A *losses, i64 losses_stride, A *lse, i
     }
 }
 
-KERNEL_OCCUPANCY(cross_entropy_backward, 1024, 1, X *d_logits, i64 d_stride, i32 accumulate, const A *d_losses,
+KERNEL_OCCUPANCY(cross_entropy_backward, MOST, 1, X *d_logits, i64 d_stride, i32 accumulate, const A *d_losses,
                  i64 d_losses_stride, const X *logits, i64 stride, const A *lse, i64 lse_stride, const i32 *targets,
                  const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads) {
     Place at = place(row_threads);
@@ -115,7 +117,7 @@ KERNEL_OCCUPANCY(cross_entropy_backward, 1024, 1, X *d_logits, i64 d_stride, i32
 }
 
 /// `scale`: the gradient of every loss, 0-d.
-KERNEL_OCCUPANCY(cross_entropy_fused, 1024, 1, A *losses, i64 losses_stride, X *logits, i64 stride, const A *scale,
+KERNEL_OCCUPANCY(cross_entropy_fused, MOST, 1, A *losses, i64 losses_stride, X *logits, i64 stride, const A *scale,
                  const i32 *targets, const A *weights, i64 rows, i64 packs, i32 k, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);

@@ -118,6 +118,14 @@ impl Function {
 impl Compiler {
     pub(crate) fn new(context: Arc<Context>, capability: (i32, i32)) -> Result<Compiler> {
         let (major, minor) = probe::nvrtc_version()?;
+        if let Some((served, _)) = probe::driver_version()
+            && served < major
+        {
+            let advice = probe::Library::Nvrtc.advice();
+            let message =
+                format!("libnvrtc is of CUDA {major}, and the driver loads machine code up to CUDA {served}: {advice}");
+            return Err(backend(context.name(), message));
+        }
         let identity = format!("NVRTC {major}.{minor} {}", emulator::identity());
         let architecture =
             architecture(capability, &supported()?).map_err(|message| backend(context.name(), message))?;

@@ -138,6 +138,16 @@ impl Cuda {
             && (0..rank - 1).all(|d| tensor.dim(d) <= 1 || whole(tensor.strides()[d]))
     }
 
+    /// Bytes that live tensors and scratch memory hold.
+    pub fn memory_held(&self) -> usize {
+        self.context.held().0
+    }
+
+    /// The most bytes that they have held at one time.
+    pub fn memory_peak(&self) -> usize {
+        self.context.held().1
+    }
+
     /// Scratch memory with unspecified contents. It may be dropped as soon as the kernels that use it have been launched.
     ///
     /// # Errors
@@ -165,11 +175,6 @@ impl Cuda {
         self.compiler.function(specialisation, entry)
     }
 
-    /// The compiler of this device's kernels.
-    pub(crate) fn compiler(&self) -> &Compiler {
-        &self.compiler
-    }
-
     pub(crate) fn blas(&self) -> Result<&Blas> {
         if self.blas.get().is_none() {
             let blas = Blas::new(self.context.clone())?;
@@ -180,10 +185,6 @@ impl Cuda {
 
     pub(crate) fn context(&self) -> &Arc<Context> {
         &self.context
-    }
-
-    pub(crate) fn staging(&self) -> &Staging {
-        &self.staging
     }
 
     /// Makes the device's context current in this thread.

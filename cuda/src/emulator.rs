@@ -18,10 +18,11 @@ use crate::error::backend;
 pub(crate) const DEVICE_NAME: &str = "patchgpt emulator";
 
 /// Files of the emulator: compiled ones first, then headers, of which `device.h` and `abi.h` are what kernels see.
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 7] = [
     ("scheduler.cpp", include_str!("../emulator/scheduler.cpp")),
     ("instructions.cpp", include_str!("../emulator/instructions.cpp")),
     ("checker.cpp", include_str!("../emulator/checker.cpp")),
+    ("memory.cpp", include_str!("../emulator/memory.cpp")),
     ("driver.cpp", include_str!("../emulator/driver.cpp")),
     ("cublas.cpp", include_str!("../emulator/cublas.cpp")),
     ("nvrtc.cpp", include_str!("../emulator/nvrtc.cpp")),

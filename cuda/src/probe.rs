@@ -12,8 +12,8 @@ use patchgpt_tensor::{Error, Result};
 
 use crate::error::{backend, describe};
 
-/// The oldest driver that is used, as the driver encodes versions: 12.0 (it has every call of this crate).
-const OLDEST_DRIVER: i32 = 12000;
+/// The oldest version of CUDA whose driver has every call of this crate.
+const OLDEST_DRIVER: (i32, i32) = (12, 0);
 
 /// A library of CUDA's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +198,7 @@ fn library_folders() -> Vec<PathBuf> {
     folders.push("/usr/local/cuda/lib64".into());
     let mut environments: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"]
         .iter()
-        .filter_map(|v| std::env::var_os(v))
+        .filter_map(std::env::var_os)
         .map(|root| Path::new(&root).join("lib"))
         .collect();
     environments.extend(std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/lib")));
@@ -262,12 +262,7 @@ pub struct Probe {
 
 /// Looks for CUDA's libraries and devices. Never panics and creates no context.
 pub fn probe() -> Probe {
-    let mut version = 0;
-    let driver = Library::Driver.require().ok().and_then(|()| {
-        // SAFETY: the function is there, and the pointer is valid.
-        let result = unsafe { sys::cuDriverGetVersion(&mut version) };
-        (result == CUresult::CUDA_SUCCESS).then_some((version / 1000, version % 1000 / 10))
-    });
+    let driver = Library::Driver.require().ok().and_then(|()| driver_version());
     let nvrtc = Library::Nvrtc.require().and_then(|()| nvrtc_version());
     let cublas = Library::Cublas.require().and_then(|()| {
         let mut version = 0;
@@ -279,6 +274,14 @@ pub fn probe() -> Probe {
         }
     });
     Probe { devices: devices(), driver, nvrtc, cublas }
+}
+
+/// The newest version of CUDA that the driver serves; the library must be there.
+pub(crate) fn driver_version() -> Option<(i32, i32)> {
+    let mut version = 0;
+    // SAFETY: the function is there, and the pointer is valid.
+    let result = unsafe { sys::cuDriverGetVersion(&mut version) };
+    (result == CUresult::CUDA_SUCCESS).then_some((version / 1000, version % 1000 / 10))
 }
 
 /// NVRTC's version; the library must be there.
@@ -306,15 +309,14 @@ pub(crate) fn devices() -> Result<Vec<DeviceInfo>> {
     if result != CUresult::CUDA_SUCCESS {
         return Err(failed("starting the driver", result));
     }
-    let mut version = 0;
-    // SAFETY: as above, with a valid pointer.
-    let result = unsafe { sys::cuDriverGetVersion(&mut version) };
-    if result != CUresult::CUDA_SUCCESS || version < OLDEST_DRIVER {
-        let (major, minor) = (version / 1000, version % 1000 / 10);
-        return Err(backend(
-            "cuda",
-            format!("the driver serves CUDA {major}.{minor}; 12.0 or newer is needed: {}", Library::Driver.advice()),
-        ));
+    match driver_version() {
+        Some(version) if version >= OLDEST_DRIVER => {}
+        version => {
+            let (major, minor) = version.unwrap_or_default();
+            let advice = Library::Driver.advice();
+            let needed = "12.0 or newer is needed";
+            return Err(backend("cuda", format!("the driver serves CUDA {major}.{minor}; {needed}: {advice}")));
+        }
     }
     let mut count = 0;
     // SAFETY: the driver is initialised and the pointer valid.

@@ -56,8 +56,8 @@ impl<const N: usize> Strided<N> {
         };
         for (d, &(size, strides)) in merged.iter().enumerate() {
             out.shape[d] = size as u64;
-            for n in 0..N {
-                out.strides[n][d] = strides[n] as u64;
+            for (out, stride) in out.strides.iter_mut().zip(strides) {
+                out[d] = stride as u64;
             }
         }
         out

@@ -10,6 +10,7 @@
 pub mod array;
 pub mod cases;
 pub mod conformance;
+pub mod cuda;
 pub mod reference;
 pub mod side;
 pub mod tolerance;

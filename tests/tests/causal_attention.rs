@@ -5,25 +5,9 @@
 //! product and the softmax rounded to bf16), plus one ulp at the scale of the result. Every case runs under several
 //! schedules of the emulator, with equal bits.
 
-use std::sync::OnceLock;
-
-use patchgpt_cuda::Cuda;
-use patchgpt_tensor::{DType, Destination, Device, Tensor};
-use patchgpt_tests::array::Array;
-use patchgpt_tests::array::Placement;
-
-/// The emulated device, or the card whose number PATCHGPT_TEST_CARD names; one for all tests, so that each kernel is
-/// compiled once.
-fn device() -> &'static Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let cuda = match std::env::var("PATCHGPT_TEST_CARD") {
-            Ok(number) => Cuda::open(number.parse().expect("the number of a card")),
-            Err(_) => Cuda::emulated(),
-        };
-        cuda.expect("the device under test").into_device()
-    })
-}
+use patchgpt_tensor::{DType, Destination, Tensor};
+use patchgpt_tests::array::{Array, Placement};
+use patchgpt_tests::cuda::device;
 
 /// A number as bf16 holds it: rounded to nearest even.
 fn bf16(x: f64) -> f64 {

@@ -1,16 +1,10 @@
-//! The CUDA backend on the emulated device: every case of every table against the naive f64 reference.
+//! Every case of every table on the CUDA device under test (emulated, unless `PATCHGPT_TEST_CARD` names a card), forward and backward, against the naive
+//! f64 reference; and the primitives that no gradient passes through.
 
-use std::sync::OnceLock;
-
-use patchgpt_cuda::Cuda;
-use patchgpt_tensor::{DType, Device};
+use patchgpt_tensor::DType;
+use patchgpt_tests::array::Array;
+use patchgpt_tests::cuda::device;
 use patchgpt_tests::{cases, conformance};
-
-/// The emulated device; one for all tests, so that each kernel is compiled once.
-fn device() -> &'static Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE.get_or_init(|| Cuda::emulated().expect("the emulated device").into_device())
-}
 
 #[test]
 fn every_differentiable_case_agrees_with_its_reference() {
@@ -24,4 +18,19 @@ fn every_differentiable_case_agrees_with_its_reference() {
 fn every_direct_case_agrees_with_its_reference() {
     let failures = conformance::direct(device());
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn a_second_run_gives_the_same_bits() {
+    for case in cases::all() {
+        let values: Vec<Array> = case.inputs.iter().map(|(a, p)| p.values(a)).collect();
+        let d_out = Array::random(&(case.forward)(&values).shape, 1.0, 7);
+        let bits = || -> Vec<u64> {
+            let computed = conformance::compute(&case, DType::F32, device(), &d_out).expect("a result");
+            let arrays = computed.gradients.iter().flatten().chain([&computed.output]);
+            arrays.flat_map(|a| a.data.iter().map(|x| x.to_bits())).collect()
+        };
+        // Another schedule each time, where emulated.
+        assert_eq!(bits(), bits(), "{}", case.label());
+    }
 }

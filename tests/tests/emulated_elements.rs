@@ -215,3 +215,20 @@ fn global_norm_and_clip() -> Result<()> {
     assert!(Tensor::full(&[3], f64::NAN, DType::F32, emulated())?.global_norm(1.0)?.1.item()?.is_nan());
     Ok(())
 }
+
+#[test]
+fn maxima_propagate_nan() -> Result<()> {
+    for (shape, dims) in [([5, 33], [1]), ([5, 33], [0]), ([64, 8], [0]), ([3, 3000], [1]), ([0, 3], [0])] {
+        let mut x = random(&shape, 8).rounded_to(DType::F32);
+        x.data.iter_mut().step_by(41).for_each(|x| *x = f64::NAN);
+        let on = |device: &Device| -> Result<[Tensor; 3]> {
+            let x = Tensor::from_slice(&x.data, &shape, device)?.cast(DType::F32)?;
+            let one = Tensor::full(&[1], 0.5, DType::F32, device)?;
+            Ok([x.max(&dims)?, x.binary(Binary::Max, &one)?, one.binary(Binary::Min, &x)?])
+        };
+        for (i, (g, e)) in on(emulated())?.iter().zip(&on(cpu())?).enumerate() {
+            compare(&format!("maxima of {shape:?} over {dims:?}, output {i}"), g, e, 1);
+        }
+    }
+    Ok(())
+}

@@ -1,6 +1,5 @@
-//! Whole optimizer steps of a GPT, in patches and in tokens, on the emulated CUDA device beside the CPU.
+//! Whole optimizer steps of a GPT, in patches and in tokens, on the CUDA device under test (emulated, unless `PATCHGPT_TEST_CARD` names a card) beside the CPU.
 
-use patchgpt_cuda::Cuda;
 use patchgpt_models::config::Config;
 use patchgpt_models::regime::Regime;
 use patchgpt_models::{AdamW, AdamWSettings, Gpt, TrainBatch};
@@ -42,10 +41,9 @@ fn train(device: &Device, dialect: &str) -> patchgpt_models::Result<Vec<[f64; 2]
 #[test]
 fn steps_in_both_regimes_follow_the_cpu() {
     let cpu = Device::cpu_with_threads(1).expect("a CPU");
-    let emulated = Cuda::emulated().expect("the emulated device").into_device();
     for dialect in ["llama", "gpt2"] {
         let expected = train(&cpu, dialect).expect("steps on the CPU");
-        let got = train(&emulated, dialect).expect("steps on the emulated device");
+        let got = train(patchgpt_tests::cuda::device(), dialect).expect("steps on the device");
         assert!(expected.last() < expected.first(), "{dialect} does not learn: {expected:?}");
         for (step, (e, g)) in expected.iter().zip(&got).enumerate() {
             for (what, (e, g)) in ["loss", "gradient norm"].iter().zip(e.iter().zip(g)) {

@@ -315,3 +315,44 @@ pub(crate) fn backward(
         .value(attention)
         .launch()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a block can have on every architecture from sm_80 on (8.6, 8.9 and 12.0 have the least).
+    const SHARED_MEMORY: usize = 99 << 10;
+    const PASSES: [Pass; 3] = [Pass::Forward, Pass::DQ, Pass::DKv];
+
+    #[test]
+    fn tiles_fit_in_the_shared_memory_of_every_architecture() {
+        for pass in PASSES {
+            for tiles in &TENSOR_CORE {
+                assert!(Kernel::tensor_core(pass, tiles).shared <= SHARED_MEMORY, "head size {}", tiles.head);
+            }
+            // In f64, which is for checks, large heads take more.
+            for (x, heads) in [(DType::F32, 256), (DType::BF16, 256), (DType::F64, 128)] {
+                for width in 0..=heads {
+                    let kernel = Kernel::plain(pass, x, width).expect("a kernel");
+                    assert!(kernel.shared <= SHARED_MEMORY, "head size {width} in {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heads_find_the_smallest_tiles_that_hold_them() {
+        let head = |x, width, scale| {
+            let kernel = Kernel::choose("attention", Pass::Forward, x, width, scale).expect("a kernel");
+            let head = kernel.specialisation.defines.iter().find(|(name, _)| *name == "HEAD").expect("HEAD").1;
+            (kernel.specialisation.source.name, head.to_string())
+        };
+        assert_eq!(head(DType::BF16, 72, 0.1), ("causal_attention", "80".into()));
+        assert_eq!(head(DType::BF16, 128, 0.1), ("causal_attention", "128".into()));
+        assert_eq!(head(DType::BF16, 129, 0.1), ("causal_attention_plain", "144".into()));
+        assert_eq!(head(DType::BF16, 64, -0.1), ("causal_attention_plain", "64".into()));
+        assert_eq!(head(DType::F32, 0, 0.1), ("causal_attention_plain", "16".into()));
+        assert!(Kernel::choose("attention", Pass::Forward, DType::F32, 257, 0.1).is_err());
+        assert!(Kernel::choose("attention", Pass::Forward, DType::F16, 64, 0.1).is_err());
+    }
+}

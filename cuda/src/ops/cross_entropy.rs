@@ -1,7 +1,7 @@
 //! Cross-entropy against K targets, its gradient, and both in one sweep. Bytes: losses one read of the logits; gradient one read and one write; both
 //! together one read and one write while a row fits in shared memory, else two reads. FLOPs: about 15 an element each.
 
-use patchgpt_tensor::{Destination, Error, Result, Tensor};
+use patchgpt_tensor::{DType, Destination, Error, Result, Tensor};
 
 use super::rows::{RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows};
 use crate::device::Cuda;
@@ -15,10 +15,10 @@ pub(crate) fn specialisations() -> Vec<Specialisation> {
 
 /// Threads of rows; each of the K targets needs one. At most 512 where K allows: two blocks of a long row then share a multiprocessor, one
 /// reading while the other writes.
-fn row_threads(op: &'static str, logits: Rows, packs: usize, k: usize) -> Result<RowThreads> {
-    const MOST: usize = 1024;
-    if k > MOST {
-        return Err(Error::value(op, format!("at most {MOST} targets a row on this device, got {k}")));
+fn row_threads(op: &'static str, x: DType, logits: Rows, packs: usize, k: usize) -> Result<RowThreads> {
+    let most = if x == DType::F64 { 512 } else { 1024 };
+    if k > most {
+        return Err(Error::value(op, format!("at most {most} targets a row on this device, got {k}")));
     }
     let threads = RowThreads::new(logits.count, packs, 256, 512);
     if threads.threads >= k {
@@ -41,7 +41,7 @@ pub(crate) fn forward(
     let from = Rows::of(op, logits)?;
     let pack = pack(cuda, logits.dtype(), from.width, &[logits])?;
     let (packs, k) = (from.width / pack, weights.len());
-    let threads = row_threads(op, from, packs, k)?;
+    let threads = row_threads(op, logits.dtype(), from, packs, k)?;
     cuda.kernel(&SOURCE, "cross_entropy")
         .define("X", logits.dtype())
         .define("PACK", pack)
@@ -77,7 +77,7 @@ pub(crate) fn backward(
     let (to, from) = (Rows::of(op, d_logits.tensor)?, Rows::of(op, logits)?);
     let pack = pack(cuda, logits.dtype(), from.width, &[d_logits.tensor, logits])?;
     let (packs, k) = (from.width / pack, weights.len());
-    let threads = row_threads(op, from, packs, k)?;
+    let threads = row_threads(op, logits.dtype(), from, packs, k)?;
     cuda.kernel(&SOURCE, "cross_entropy_backward")
         .define("X", logits.dtype())
         .define("PACK", pack)
@@ -115,7 +115,7 @@ pub(super) fn fused(
     let rows = Rows::of(op, logits)?;
     let pack = pack(cuda, logits.dtype(), rows.width, &[logits])?;
     let (packs, k) = (rows.width / pack, weights.len());
-    let threads = row_threads(op, rows, packs, k)?;
+    let threads = row_threads(op, logits.dtype(), rows, packs, k)?;
     let shared = shared_if_fits(cuda, threads.flight * rows.width * logits.dtype().size());
     cuda.kernel(&SOURCE, "cross_entropy_fused")
         .define("X", logits.dtype())

@@ -39,7 +39,7 @@ KERNEL(planted, 128, f32 *out, const f32 *x, f32 *scratch, u32 rows) {
     }
     to[0] = a * rstd;
     to[MISTAKE == 10 ? 129 : 128] = b * rstd;               // 10: beyond the row, and at the end beyond the tensor
-    if (MISTAKE == 11) a = tile[1][i + 1];                  // 11: beyond a shared array
+    if (MISTAKE == 11) scratch[i] = tile[1][i + 1];         // 11: beyond a shared array
     if (MISTAKE == 12) scratch[0] = a;                      // 12: every thread writes one element
     if (MISTAKE == 13 && i == 0) scratch[0] = a;            // 13: every block writes one element
     if (MISTAKE == 14 && i == 0) scratch[blockIdx.x] = scratch[blockIdx.x + rows]; // 14: nothing has been written there
