@@ -16,7 +16,7 @@ fn ops(criterion: &mut Criterion) {
         // A product is bound by arithmetic, everything else by memory.
         group.throughput(match case.op {
             "matmul" | "causal_attention" | "linear_cross_entropy" => Throughput::Elements(case.flops as u64),
-            _ => Throughput::Bytes(case.traffic as u64 * 4),
+            _ => Throughput::Bytes(case.bytes(DType::F32) as u64),
         });
         group.sample_size(20);
         group.bench_function(format!("{} forward", case.name), |b| {
