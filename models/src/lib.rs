@@ -18,7 +18,7 @@
 //!     loss.backward()?;
 //!     let norm = optimizer.step(gpt.parameters(), 1e-3, Some(1.0))?;
 //!     println!("loss {:.3}, gradient norm {:.3}", loss.item()?, norm.item()?);
-//! #   assert!((loss.item()? - 256f64.ln()).abs() < 0.5);
+//! #   assert!(loss.item()? < 256f64.ln() + 0.5);
 //! }
 //! # Ok(()) }
 //! ```

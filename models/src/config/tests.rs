@@ -175,7 +175,7 @@ fn values_out_of_range_are_refused() {
         (&["train.patch_fraction=nan"], &["patch_fraction = NaN"]),
         (&["train.step_fraction=-0.1"], &["step_fraction = -0.1"]),
         (&["train.patch_context=tokens", "train.patch_size=3"], &["256", "patches of 3", "255 or 258"]),
-        (&["train.patch_batch=tokens", "train.patch_size=3"], &["16", "patch size 3", "15 or 18"]),
+        (&["train.patch_batch=tokens", "train.patch_size=3"], &["4", "patch size 3", "3 or 6"]),
         (&["train.patch_sizes=[]"], &["empty"]),
         (&["train.patch_sizes=[4, 1]"], &["[4, 1]", "token stage"]),
         (&["train.patch_sizes=[4, 2]", "train.patch_shares=[1.0]"], &["1 entries for 2"]),

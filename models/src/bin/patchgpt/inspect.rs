@@ -17,6 +17,7 @@ use crate::settings::machine;
 /// transformers gives it, all f32. K*T tokens are T positions; the first T-1 are scored against the next, as transformers does with
 /// labels that are the input. A tied head's gradient is part of the embedding's.
 #[derive(clap::Args, Debug)]
+#[command(args_override_self = true)]
 pub(crate) struct Args {
     /// A run or a Hugging Face folder (LLaMA or GPT-2)
     #[arg(long, value_name = "DIR")]

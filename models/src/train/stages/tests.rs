@@ -5,10 +5,10 @@ use crate::config::{Bag, TrainConfig};
 use crate::regime::{PatchBatch, PatchContext};
 use crate::schedule::{ScheduleRule, Warmup};
 
-/// The smallest preset with `change` made to its training, and 60 steps unless the change says otherwise.
+/// The smallest preset with 16 sequences a step and 60 steps, and `change` made to its training.
 fn tiny(change: impl FnOnce(&mut TrainConfig)) -> Config {
     let mut config = Config::preset("tiny").unwrap();
-    (config.train.steps, config.train.flops) = (Some(60), None);
+    (config.train.steps, config.train.flops, config.train.batch_size) = (Some(60), None, 16);
     change(&mut config.train);
     config
 }
