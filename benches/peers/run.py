@@ -23,6 +23,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -74,6 +75,18 @@ class Worker:
         self.process.wait()
 
 
+def processor_seconds(workers):
+    """Processor time of all processes so far, less that of the workers: what others do; the clock beside it."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    with open("/proc/stat") as stat:
+        user, nice, system, _, _, irq, softirq = map(int, stat.readline().split()[1:8])
+    own = 0
+    for worker in workers:
+        with open(f"/proc/{worker.process.pid}/stat") as stat:
+            own += sum(map(int, stat.read().rsplit(")", 1)[1].split()[11:13]))
+    return (user + nice + system + irq + softirq - own) / ticks, time.monotonic()
+
+
 def spread(values):
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
@@ -84,12 +97,14 @@ def measure(ours, theirs, pairs, warm_up):
         for regime in REGIMES:
             ours.ask(regime), theirs.ask(regime)
     seconds = {side: {regime: [] for regime in REGIMES} for side in ("ours", "theirs")}
+    before = processor_seconds((ours, theirs))
     for pair in range(pairs):
         for regime in REGIMES:
             turn = [("ours", ours), ("theirs", theirs)]
             for side, worker in turn if pair % 2 == 0 else reversed(turn):
                 seconds[side][regime].append(worker.ask(regime)["seconds"])
-    result = {}
+    after = processor_seconds((ours, theirs))
+    result = {"others_cores": (after[0] - before[0]) / (after[1] - before[1])}
     for side, worker in (("ours", ours), ("theirs", theirs)):
         tokens, taken = worker.about["tokens"], seconds[side]
         result[side] = {
@@ -145,6 +160,8 @@ def table(results):
                 f"{found['ours'][regime]['tokens_per_second']:.0f} | {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}, "
                 f"n = {ratio['n']}) | {memory} |"
             )
+    others = ", ".join(f"{name} {found['others_cores']:.2f}" for name, found in results["variants"].items())
+    lines += ["", f"Cores that other processes kept busy meanwhile, on average: {others}."]
     lines += ["", "Patch over token regime, tokens/s, steps alternating in one process:", ""]
     for name, found in results["variants"].items():
         both = [(who, found[side]["patch_over_token"]) for who, side in (("patchgpt", "ours"), (name, "theirs"))]

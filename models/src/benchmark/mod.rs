@@ -82,6 +82,8 @@ pub struct Measurement {
     pub step_seconds_max: f64,
     /// Median of what a step waited for its batch; part of its seconds.
     pub loading_seconds: f64,
+    /// Cores that other processes kept busy during the measured steps, on average; a figure taken beside others' work says little.
+    pub others_cores: Option<f64>,
     /// Loss of the last step.
     pub loss: f64,
     /// Arithmetic that the model demands of a step.
@@ -126,13 +128,14 @@ pub fn benchmark(config: &Config, name: StageName, steps: usize, mut tell: impl 
     }
     let device = open_device(&config.device)?;
     tell(&format!("{WARM_UP_STEPS} steps of warm-up and {steps} measured, on {device}"));
-    let (timed, stage) = {
+    let (timed, others_cores, stage) = {
         let (mut feed, mut session) = (Feed::new(config, name)?, Session::new(config, &device)?);
         for _ in 0..WARM_UP_STEPS {
             session.step(&mut feed)?;
         }
+        let busy = machine::Busy::now();
         let timed = (0..steps).map(|_| session.step(&mut feed)).collect::<Result<Vec<_>>>()?;
-        (timed, feed.stage().clone())
+        (timed, busy.and_then(machine::Busy::others_since), feed.stage().clone())
     };
     let (peak_memory_bytes, peak_tensor_bytes) = (peak_memory(), device.backend().memory_peak());
     tell("the ceilings of this machine");
@@ -165,6 +168,7 @@ pub fn benchmark(config: &Config, name: StageName, steps: usize, mut tell: impl 
         step_seconds_min: seconds[0],
         step_seconds_max: seconds[seconds.len() - 1],
         loading_seconds: median(&sorted(timed.iter().map(|step| step.waited))),
+        others_cores,
         loss: timed[timed.len() - 1].step.loss,
         model_flops_per_step: stage.model_flops_per_step,
         model_flops_per_second,

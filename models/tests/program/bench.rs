@@ -134,7 +134,6 @@ fn what_cannot_be_measured() {
         (&["--device=abacus"], &["abacus", "cpu"]),
         (&["--patch-size=0"], &["patch size is 0"]),
         (&["--seq-len=0"], &["seq_len is 0"]),
-        (&["--set=model.max_positions=8"], &["train.seq_len = 16", "max_positions"]),
         (&["--regime=patch", "--batch-size=6", "--set=train.patch_batch=tokens"], &["batch of 6", "4 or 8"]),
         (&["--set=train.learning=1"], &["--set train.learning=1", "there is no key"]),
         (&["--set=train.tokens=100"], &["train.steps", "train.tokens", "exclude"]),

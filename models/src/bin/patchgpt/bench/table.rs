@@ -43,6 +43,10 @@ fn figures(measured: &Measurement) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    // Below a tenth of a core it is the system itself.
+    if let Some(cores) = measured.others_cores.filter(|&cores| cores > 0.1) {
+        lines.push(("machine", format!("busy: other processes kept {cores:.1} cores from this measurement")));
+    }
     let share = match (measured.share_of_peak, measured.peak_flops_per_second) {
         (Some(share), Some(peak)) => {
             format!(", {:.1}% of the {} that multiply-adds reach here", 100.0 * share, scaled(peak, "FLOP/s"))
