@@ -14,9 +14,9 @@ pub(super) fn sentences(parameters: u64, tokens: f64) -> String {
     if ratio < PARITY {
         format!(
             "What a run of this size can show: {read}. That is enough for the mechanics: patches read tokens several \
-             times faster, the loss jumps at the switch from patches to tokens and recovers, and at equal compute the \
-             two regimes can be expected to end about level. It is not enough for the paper's gain, which needs hundreds of training \
-             tokens per parameter: in arXiv 2407.12665 a 370M model trained on equal data is worse with patches below \
+             times faster, and the loss jumps at the switch from patches to tokens and recovers. It is not enough for the \
+             paper's gain, which needs hundreds of training tokens per parameter; at equal compute a run like this one may \
+             end behind token-level training: in arXiv 2407.12665 a 370M model trained on equal data is worse with patches below \
              roughly 300 to 450 tokens per parameter, and better only above."
         )
     } else {
