@@ -110,12 +110,13 @@ fn everything(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
     let gradient = twice(&a, |d| a.cross_entropy_backward(&loss.lse, &targets, &weights, &d_losses, d))?;
     results.push(("cross_entropy backward", gradient));
     let (rows, head, scale) = (x(&[5, 4], 19)?, x(&[7, 4], 20)?, Tensor::scalar(0.3, dtype, device)?);
-    let fused = |d_x: Option<Destination>, d_w: Option<Destination>| {
-        rows.linear_cross_entropy(&head, &targets, &weights, &scale, d_x, d_w)
+    let fused = |gradients: [Option<Destination>; 2]| -> Result<Tensor> {
+        let [d_x, d_weight] = gradients;
+        rows.linear_cross_entropy(&head, &targets, &weights, &scale, d_x, d_weight)
     };
-    results.push(("linear_cross_entropy", fused(None, None)?));
-    results.push(("linear_cross_entropy d_x", twice(&rows, |d| fused(Some(d), None).map(drop))?));
-    results.push(("linear_cross_entropy d_w", twice(&head, |d| fused(None, Some(d)).map(drop))?));
+    results.push(("linear_cross_entropy", fused([None, None])?));
+    results.push(("linear_cross_entropy d_x", twice(&rows, |d| fused([Some(d), None]).map(drop))?));
+    results.push(("linear_cross_entropy d_w", twice(&head, |d| fused([None, Some(d)]).map(drop))?));
 
     let state = [21, 22, 23, 24].map(|seed| x(&[9], seed).and_then(|t| t.copy()));
     let [parameters, gradients, first_moment, second_moment] = state;
