@@ -205,8 +205,8 @@ def peers(args):
                 print(f"{name} runs model S in f32 only: left out", file=sys.stderr)
                 continue
             manifest = HERE / "rust" / "Cargo.toml"
-            shell("cargo", "build", "--release", "--manifest-path", manifest, "--target-dir", TARGET / "peers", "--features", name, "--bin", name)
-            yield name, [TARGET / "peers" / "release" / name], {"RAYON_NUM_THREADS": str(args.threads)}
+            shell("cargo", "build", "--release", "--manifest-path", manifest, "--target-dir", TARGET / "peers", "--features", name, "--bin", f"{name}_steps")
+            yield name, [TARGET / "peers" / "release" / f"{name}_steps"], {"RAYON_NUM_THREADS": str(args.threads)}
 
 
 def main():

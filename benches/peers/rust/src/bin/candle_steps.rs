@@ -69,7 +69,7 @@ struct Gpt {
 
 impl Gpt {
     fn new(maker: &mut Maker) -> Result<Gpt> {
-        let block = |maker: &mut Maker| {
+        let block = |maker: &mut Maker| -> Result<Block> {
             Ok(Block {
                 attention_norm: maker.norm()?,
                 joined: maker.linear(3 * WIDTH, WIDTH)?,
