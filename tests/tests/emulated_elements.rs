@@ -1,16 +1,9 @@
 //! The kernels over elements, reductions and flat storage on the emulated device, primitive by primitive, against the CPU.
 
-use std::sync::OnceLock;
-
-use patchgpt_cuda::Cuda;
 use patchgpt_tensor::{AdamW, Binary, DType, Destination, Device, Distribution, Reduction, Result, Tensor, Unary};
 use patchgpt_tests::array::Array;
+use patchgpt_tests::cuda::device as emulated;
 use patchgpt_tests::side::{Rounded, check, compare, cpu, random};
-
-fn emulated() -> &'static Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE.get_or_init(|| Cuda::emulated().expect("the emulated device").into_device())
-}
 
 /// Rows and widths: single elements, odd, multiples of packs, several packs a thread.
 const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 8], [5, 33], [0, 8], [2, 1040], [37, 64]];

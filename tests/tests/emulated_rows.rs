@@ -1,17 +1,10 @@
 //! The kernels over rows on the emulated device, primitive by primitive, against the CPU in f64: in f32, bf16 and f64, with aligned and unaligned
 //! rows, gaps between rows, written and accumulated, and sizes at which launchers take another path.
 
-use std::sync::OnceLock;
-
-use patchgpt_cuda::Cuda;
 use patchgpt_tensor::{DType, Destination, Device, IGNORE_INDEX, LinearCrossEntropy, Result, ScatterIndex, Tensor};
 use patchgpt_tests::array::Array;
+use patchgpt_tests::cuda::device as emulated;
 use patchgpt_tests::side::{Place, Rounded, Side, check, compare, compare_within, cpu, random};
-
-fn emulated() -> &'static Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE.get_or_init(|| Cuda::emulated().expect("the emulated device").into_device())
-}
 
 /// Rows and widths: single elements, odd, multiples of packs, several packs a thread.
 const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 8], [5, 33], [0, 8], [2, 1040], [37, 64]];
