@@ -44,7 +44,8 @@ fn differences(case: &Case, device: &Device) -> Result<Vec<String>, Error> {
         let scale = wide.data.iter().filter(|x| x.is_finite()).fold(1e-2, |m: f64, x| m.max(x.abs()));
         for (at, (&n, &w)) in narrow.data.iter().zip(&wide.data).enumerate() {
             let same = n == w || (n.is_nan() && w.is_nan());
-            if !same && !((n - w).abs() <= ROUNDINGS * ROUNDING * scale) {
+            let near = (n - w).abs() <= ROUNDINGS * ROUNDING * scale;
+            if !(same || near) {
                 found.push(format!("{}: {what}, element {at}: {n} in bf16, {w} in f32 (scale {scale})", case.label()));
                 break;
             }

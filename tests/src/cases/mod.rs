@@ -308,7 +308,7 @@ pub fn sized(op: &str, sizes: [usize; 5], choice: usize, placements: [Placement;
             1 => matmul::case(&[d1, a, b], &[d1, b, c]),
             _ => matmul::case(&[d1, a, b], &[b, c]),
         },
-        "linear" => linear::case(&[a, b1], c1, choice % 2 == 0),
+        "linear" => linear::case(&[a, b1], c1, choice.is_multiple_of(2)),
         "softmax" => softmax::case(&[a, b1, c1]),
         "gelu" => gelu::case(&shape),
         "swiglu" => swiglu::case(&[a, 2 * b1]),
@@ -323,7 +323,11 @@ pub fn sized(op: &str, sizes: [usize; 5], choice: usize, placements: [Placement;
         }
         "self_attention" => {
             let groups = c1 % 3 + 1;
-            self_attention::case([a % 3, b1], [groups * (choice % 3 + 1), groups, 2 * (d1 % 9 + 1)], choice % 2 == 0)
+            self_attention::case(
+                [a % 3, b1],
+                [groups * (choice % 3 + 1), groups, 2 * (d1 % 9 + 1)],
+                choice.is_multiple_of(2),
+            )
         }
         "cross_entropy" => {
             let weights = [cross_entropy::Weights::Uniform, cross_entropy::Weights::Reciprocal][choice % 2];
