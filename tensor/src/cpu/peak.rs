@@ -20,10 +20,10 @@ const CHAINS: usize = 12;
 const LINKS: usize = 100_000;
 /// Tasks of each thread in a round, so that a thread that starts late costs little.
 const TASKS: usize = 16;
-/// Rounds of arithmetic; the first ones bring the clock up.
-const ROUNDS: usize = 16;
-/// Rounds of copying.
-const COPIES: usize = 7;
+/// Rounds of arithmetic, half a second in all, so that a moment of other work on the machine is outlasted.
+const ROUNDS: usize = 96;
+/// Rounds of copying, for the same reason.
+const COPIES: usize = 15;
 /// The last-level cache where the system does not tell its size.
 const CACHE: usize = 32 << 20;
 /// Most bytes that the copy takes, source and target together.
@@ -152,8 +152,8 @@ mod x86 {
 fn bytes_per_second(pool: &Pool, bytes: usize) -> f64 {
     let half = bytes / 2;
     let (source, mut target) = (vec![1u8; half], vec![0u8; half]);
-    let pieces = 4 * pool.threads();
-    let size = half.div_ceil(pieces);
+    // One piece a thread: large enough for the library's copy to write past the caches.
+    let size = half.div_ceil(pool.threads());
     let work: Vec<_> = target.chunks_mut(size).zip(source.chunks(size)).map(Mutex::new).collect();
     let seconds = fastest(COPIES, || {
         pool.run(work.len(), |piece| {
