@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod compare;
+mod devices;
 mod interruption;
 mod model;
 mod run;
