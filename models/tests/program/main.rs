@@ -3,6 +3,7 @@
 mod bad_input;
 mod bench;
 mod compare;
+mod devices;
 mod inspect;
 mod interruption;
 mod model;

@@ -1,0 +1,30 @@
+//! The devices of the program: what it lists, and training on the emulated CUDA device beside the CPU.
+
+use crate::run::Place;
+
+#[test]
+fn devices_are_listed_or_what_is_missing_for_them() {
+    let listed = Place::new().run(&["devices"]).ok().out;
+    for part in ["cpu  ", "cuda  ", "cuda:emulated  ", "libcuda", "libnvrtc", "libcublas"] {
+        assert!(listed.contains(part), "`{part}` is not in: {listed}");
+    }
+}
+
+#[test]
+fn the_emulated_device_follows_the_cpu() {
+    let place = Place::new();
+    let short = ["--steps=4", "--set=train.evaluation_windows=1", "--warmup=1"];
+    let losses = |out: &str, device: &str| -> Vec<f64> {
+        let finished = place.train(out, &[&short[..], &["--device", device]].concat()).ok();
+        assert_eq!(finished.err.contains("slower than --device cpu"), device == "cuda:emulated", "{}", finished.err);
+        place.metrics(out).iter().map(|record| record.loss).collect()
+    };
+    let (cpu, emulated) = (losses("cpu", "cpu"), losses("emulated", "cuda:emulated"));
+    assert_eq!((cpu.len(), emulated.len()), (4, 4));
+    for (c, e) in cpu.iter().zip(&emulated) {
+        assert!((c - e).abs() <= 2e-4 * c, "{emulated:?} instead of {cpu:?}");
+    }
+    // A run of one device is evaluated on another.
+    let on = |device: &str| place.run(&["eval", "emulated", "--device", device, "--windows=1", "--json"]).ok().out;
+    assert!(on("cpu").contains("loss") && on("cuda:emulated").contains("loss"));
+}
