@@ -19,9 +19,9 @@ struct Access {
     unsigned block = 0, epoch = 0, warp_epoch = 0;
 };
 
-/// What has been done to a granule since the launch began.
+/// What has been done to a granule of device memory since the launch began, or of shared memory since the block did.
 struct Cell {
-    uint64_t launch = 0;
+    uint64_t since = 0;
     Access write, read, other_read;
     bool initialised = false, copying = false;
 };
@@ -31,7 +31,7 @@ namespace {
 constexpr size_t GRANULE = 2; // the smallest element that different threads write beside each other
 
 std::vector<Cell> shared_cells;
-uint64_t launches = 0;
+uint64_t launches = 0, blocks_begun = 0;
 /// Whether kernels are compiled with calls of the checker.
 bool instrumented() {
     static const bool on = beside("check") == "races";
@@ -71,10 +71,13 @@ bool concurrent(const Access &a, bool global) {
 
 void examine(Cell &cell, const void *address, bool write, bool global, const void *site) {
     const EmulatedThread &me = *emulated_thread;
-    if (cell.launch != launches) {
+    uint64_t since = global ? launches : blocks_begun;
+    if (cell.since != since) {
         cell.write = cell.read = cell.other_read = Access();
-        cell.launch = launches;
+        cell.since = since;
         cell.copying = false;
+        // Shared memory begins anew with every block.
+        if (!global) cell.initialised = false;
     }
     const char *kind = nullptr;
     Access *other = nullptr;
@@ -114,8 +117,8 @@ void check_launch(const Launch &launch) {
 
 void check_block() {
     before.assign((size_t)block.launch->blocks.x * block.launch->blocks.y * block.launch->blocks.z, false);
-    // Shared memory begins anew with every block.
-    if (checking()) shared_cells.assign((STATIC_ARENA + SHARED_BYTES) / GRANULE, Cell());
+    blocks_begun++;
+    if (checking() && shared_cells.empty()) shared_cells.resize((STATIC_ARENA + SHARED_BYTES) / GRANULE);
 }
 
 void check_access(const void *address, size_t bytes, bool write, const void *site) {
