@@ -49,14 +49,7 @@ pub struct DTypeName(&'static str);
 
 impl From<DType> for Define {
     fn from(dtype: DType) -> Define {
-        Define::Type(DTypeName(match dtype {
-            DType::F64 => "f64",
-            DType::F32 => "f32",
-            DType::F16 => "f16",
-            DType::BF16 => "bf16",
-            DType::I32 => "i32",
-            DType::I64 => "i64",
-        }))
+        Define::Type(DTypeName(dtype.name()))
     }
 }
 

@@ -2,17 +2,16 @@
 //! transformers computes from `labels = input_ids`, and the gradient of every published tensor. K*T tokens are T positions of
 //! K tokens; the first T-1 are scored, each against the K tokens of the next, and the loss is the mean.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
 use patchgpt_tensor::{DType, Tensor};
-use safetensors::{Dtype, SafeTensorError, View};
 
 use crate::gpt::{Gpt, TrainBatch};
 use crate::hub::{self, HubTensor};
 use crate::regime::Regime;
-use crate::{Error, Result, atomic_file};
+use crate::stored::{self, Stored};
+use crate::{Error, Result};
 
 /// Logits, loss and gradients of one sequence.
 pub struct Inspection<'a> {
@@ -91,51 +90,15 @@ impl<'a> Inspection<'a> {
     /// A folder that cannot be written, a full disk.
     pub fn write(&self, path: &Path) -> Result<()> {
         let loss = Tensor::scalar(self.loss, DType::F32, self.gpt.device())?;
-        let mut stored = vec![("logits".to_string(), Stored::new(&self.logits)?), ("loss".into(), Stored::new(&loss)?)];
+        let stored = |tensor: &Tensor| Stored::new(&tensor.cast(DType::F32)?);
+        let mut tensors = vec![("logits".to_string(), stored(&self.logits)?), ("loss".into(), stored(&loss)?)];
         for (tensor, gradient) in self.gradients()? {
-            stored.push((format!("grad.{}", tensor.name), Stored::new(&gradient)?));
+            tensors.push((format!("grad.{}", tensor.name), stored(&gradient)?));
         }
         let tokens: Vec<String> = self.tokens.iter().map(i32::to_string).collect();
         let metadata =
             [("format", "pt".to_string()), ("tokens", tokens.join(",")), ("patch_size", self.patch.to_string())];
         let metadata: HashMap<String, String> = metadata.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
-        atomic_file::replace_with(path, |partial| {
-            safetensors::serialize_to_file(stored, Some(metadata), partial).map_err(|error| match error {
-                SafeTensorError::IoError(error) => error,
-                other => std::io::Error::other(other),
-            })
-        })
-    }
-}
-
-/// A tensor on the host as f32.
-struct Stored {
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Stored {
-    fn new(tensor: &Tensor) -> Result<Stored> {
-        let values = tensor.cast(DType::F32)?.to_vec::<f32>()?;
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Ok(Stored { shape: tensor.shape().to_vec(), bytes })
-    }
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
+        stored::write(path, tensors, metadata)
     }
 }

@@ -43,6 +43,7 @@ pub mod regime;
 #[cfg(feature = "program")]
 pub mod report;
 pub mod schedule;
+mod stored;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -29,6 +29,18 @@ impl DType {
         }
     }
 
+    /// The type's name in messages, configuration files and kernels.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "f64",
+            DType::F32 => "f32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::I32 => "i32",
+            DType::I64 => "i64",
+        }
+    }
+
     /// Whether the type is a floating-point type.
     pub fn is_float(self) -> bool {
         !matches!(self, DType::I32 | DType::I64)
@@ -54,14 +66,7 @@ impl DType {
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DType::F64 => "f64",
-            DType::F32 => "f32",
-            DType::F16 => "f16",
-            DType::BF16 => "bf16",
-            DType::I32 => "i32",
-            DType::I64 => "i64",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -53,7 +53,7 @@ macro_rules! choice {
 pub(crate) use choice;
 
 /// Values that exist in the field but not here yet, so that the error can say so instead of "unknown".
-const NOT_YET: &[&str] = &["bf16", "f16", "bfloat16", "float16", "metal", "mps"];
+const NOT_YET: &[&str] = &["f16", "bfloat16", "float16", "metal", "mps"];
 
 /// The sentence for a value that is not among `available`.
 pub(crate) fn refusal(what: &str, value: &str, available: &[&str]) -> String {

@@ -6,16 +6,16 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
-use patchgpt_tensor::{DType, Device, Element, Tensor};
+use patchgpt_tensor::{DType, Tensor};
+use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
 use super::layout::{HubTensor, tensors};
 use crate::config::{Dialect, ModelConfig};
 use crate::gpt::Gpt;
-use crate::{Error, Result, atomic_file};
+use crate::stored::{self, Stored, to_tensor};
+use crate::{Error, Result};
 
 const WEIGHTS_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -195,68 +195,15 @@ fn is_buffer(name: &str) -> bool {
     [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end))
 }
 
-/// A floating-point tensor of a file on the device; `None` for other types.
-fn to_tensor(found: &TensorView, device: &Device) -> Result<Option<Tensor>> {
-    let (bytes, shape) = (found.data(), found.shape());
-    Ok(Some(match found.dtype() {
-        Dtype::F32 => decode(bytes, f32::from_le_bytes, shape, device)?,
-        Dtype::F64 => decode(bytes, f64::from_le_bytes, shape, device)?,
-        Dtype::F16 => decode(bytes, f16::from_le_bytes, shape, device)?,
-        Dtype::BF16 => decode(bytes, bf16::from_le_bytes, shape, device)?,
-        _ => return Ok(None),
-    }))
-}
-
-fn decode<E: Element, const SIZE: usize>(
-    bytes: &[u8],
-    element: fn([u8; SIZE]) -> E,
-    shape: &[usize],
-    device: &Device,
-) -> Result<Tensor> {
-    let (elements, _) = bytes.as_chunks::<SIZE>();
-    let values: Vec<E> = elements.iter().map(|&bytes| element(bytes)).collect();
-    Ok(Tensor::from_slice(&values, shape, device)?)
-}
-
-/// A tensor on the host, ready to be written.
-struct Stored {
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
 /// Writes the weights of the model into `folder`, as f32.
 pub(super) fn save(gpt: &Gpt, folder: &Path) -> Result<()> {
-    let mut stored = Vec::new();
+    let mut weights = Vec::new();
     for tensor in tensors(gpt.config()) {
         let parameter = gpt.parameters().get(&tensor.parameter)?.view(gpt.parameters().values())?;
-        let values = tensor.view(&parameter)?.cast(DType::F32)?.to_vec::<f32>()?;
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        stored.push((tensor.name, Stored { shape: tensor.shape, bytes }));
+        let stored = Stored::new(&tensor.view(&parameter)?.cast(DType::F32)?)?;
+        weights.push((tensor.name, stored));
     }
     // transformers asks which framework a file is for.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    atomic_file::replace_with(&folder.join(WEIGHTS_FILE), |partial| {
-        safetensors::serialize_to_file(stored, Some(metadata), partial).map_err(|error| match error {
-            safetensors::SafeTensorError::IoError(error) => error,
-            other => std::io::Error::other(other),
-        })
-    })
+    stored::write(&folder.join(WEIGHTS_FILE), weights, metadata)
 }

@@ -3,18 +3,17 @@
 //! of it. A file is written beside its place, forced to disk and renamed, so it is whole or not there; the newest two are kept.
 //! The order of the data and all random numbers are functions of the seed and these counters.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use patchgpt_tensor::{DType, Tensor};
-use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::Evaluation;
 use crate::optimizer::AdamW;
 use crate::parameters::Parameters;
-use crate::{Error, Result, atomic_file};
+use crate::stored::{self, Stored, to_tensor};
+use crate::{Error, Result};
 
 /// How many checkpoints are kept.
 const KEPT: usize = 2;
@@ -90,14 +89,9 @@ impl Checkpoints {
         }
         let json = serde_json::to_string(state)
             .map_err(|error| Error::Checkpoint(format!("the counters of the run cannot be written: {error}")))?;
-        let checksum = checksum(&json, tensors.iter().map(|(_, stored)| stored.bytes.as_slice()));
+        let checksum = checksum(&json, tensors.iter().map(|(_, stored)| stored.bytes()));
         let metadata = HashMap::from([("state".to_owned(), json), ("blake3".to_owned(), checksum)]);
-        atomic_file::replace_with(&path, |partial| {
-            safetensors::serialize_to_file(tensors, Some(metadata), partial).map_err(|error| match error {
-                SafeTensorError::IoError(error) => error,
-                other => std::io::Error::other(other),
-            })
-        })?;
+        stored::write(&path, tensors, metadata)?;
         sync_folder(&self.folder);
         self.prune()?;
         Ok(path)
@@ -214,17 +208,21 @@ impl Checkpoint {
             let found =
                 file.tensor(name).map_err(|error| Error::Checkpoint(format!("`{}`: {error}", self.path.display())))?;
             let values = parameters.values();
-            if found.shape() != values.shape() || found.dtype() != stored_dtype(values.dtype())? {
-                return Err(Error::Checkpoint(format!(
-                    "`{}` holds `{name}` of {:?} {:?}, and the run's model has {:?} {}: it is a checkpoint of another run",
-                    self.path.display(),
-                    found.shape(),
-                    found.dtype(),
-                    values.shape(),
-                    values.dtype()
-                )));
+            match to_tensor(&found, values.device())? {
+                Some(tensor) if tensor.shape() == values.shape() && tensor.dtype() == values.dtype() => {
+                    flat.push(tensor)
+                }
+                _ => {
+                    return Err(Error::Checkpoint(format!(
+                        "`{}` holds `{name}` of {:?} {:?}, and the run's model has {:?} {}: it is a checkpoint of another run",
+                        self.path.display(),
+                        found.shape(),
+                        found.dtype(),
+                        values.shape(),
+                        values.dtype()
+                    )));
+                }
             }
-            flat.push(to_tensor(found.data(), values)?);
         }
         parameters.values().copy_(&flat[0])?;
         parameters.refresh()?;
@@ -246,65 +244,6 @@ fn checksum<'a>(state: &str, tensors: impl Iterator<Item = &'a [u8]>) -> String 
 fn sync_folder(folder: &Path) {
     if let Ok(folder) = std::fs::File::open(folder) {
         let _ = folder.sync_all();
-    }
-}
-
-fn stored_dtype(dtype: DType) -> Result<Dtype> {
-    match dtype {
-        DType::F32 => Ok(Dtype::F32),
-        DType::F64 => Ok(Dtype::F64),
-        other => {
-            Err(Error::Checkpoint(format!("parameters of {other} cannot be kept in a checkpoint: expected f32 or f64")))
-        }
-    }
-}
-
-/// Little-endian bytes as a flat tensor of the dtype and on the device of `like`.
-fn to_tensor(bytes: &[u8], like: &Tensor) -> Result<Tensor> {
-    let shape = like.shape();
-    Ok(if like.dtype() == DType::F64 {
-        let values: Vec<f64> = bytes.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes)).collect();
-        Tensor::from_slice(&values, shape, like.device())?
-    } else {
-        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        Tensor::from_slice(&values, shape, like.device())?
-    })
-}
-
-/// A flat tensor on the host, ready to be written.
-struct Stored {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl Stored {
-    fn new(tensor: &Tensor) -> Result<Stored> {
-        let dtype = stored_dtype(tensor.dtype())?;
-        let bytes = if tensor.dtype() == DType::F64 {
-            tensor.to_vec::<f64>()?.iter().flat_map(|value| value.to_le_bytes()).collect()
-        } else {
-            tensor.to_vec::<f32>()?.iter().flat_map(|value| value.to_le_bytes()).collect()
-        };
-        Ok(Stored { dtype, shape: tensor.shape().to_vec(), bytes })
-    }
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
     }
 }
 

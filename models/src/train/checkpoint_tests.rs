@@ -1,6 +1,6 @@
 //! Checkpoints: what is written comes back to the bit, and no damage goes unseen.
 
-use patchgpt_tensor::Device;
+use patchgpt_tensor::{DType, Device};
 
 use super::*;
 use crate::optimizer::AdamWSettings;
