@@ -88,20 +88,20 @@ pub fn check_direct(case: &Direct, dtype: DType, device: &Device) -> Result<(), 
     Ok(())
 }
 
-/// Every case of a differentiable op that the device gets wrong in `dtype`: op, case, element.
-pub fn differentiable(device: &Device, dtype: DType) -> Vec<String> {
+/// Those of `cases` that the device gets wrong in `dtype`: op, case, element.
+pub fn differentiable(device: &Device, dtype: DType, cases: impl IntoIterator<Item = Case>) -> Vec<String> {
     let failure = |case: Case| {
         let wrong = check(&case, dtype, device).err()?;
         Some(format!("{} in {dtype} on {device}: {wrong}", case.label()))
     };
-    cases::all().into_iter().chain(cases::large()).filter_map(failure).collect()
+    cases.into_iter().filter_map(failure).collect()
 }
 
-/// Every case of a primitive that the device gets wrong in one of the case's dtypes: op, case, element.
-pub fn direct(device: &Device) -> Vec<String> {
+/// Every case of a primitive that the device gets wrong in one of the case's dtypes, of those that it `supports`: op, case, element.
+pub fn direct(device: &Device, supports: impl Fn(&Direct, DType) -> bool) -> Vec<String> {
     let mut failures = Vec::new();
     for case in cases::direct() {
-        for &dtype in case.dtypes {
+        for &dtype in case.dtypes.iter().filter(|&&dtype| supports(&case, dtype)) {
             if let Err(wrong) = check_direct(&case, dtype, device) {
                 failures.push(format!("{} in {dtype} on {device}: {wrong}", case.label()));
             }

@@ -1,6 +1,6 @@
 //! One primitive computed twice: on a device in some dtype and layout, and on the CPU in f64 over numbers rounded to that dtype.
 //!
-//! Primitives are called below the checked methods of `Tensor`, so that bf16 and mixed types, which those do not take, are reached too.
+//! Primitives are called below the checked methods of `Tensor`, so that combinations of types that those refuse are reached too.
 
 use std::sync::OnceLock;
 

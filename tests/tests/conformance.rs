@@ -21,7 +21,8 @@ fn every_case_agrees_with_its_reference() {
     let mut failures = Vec::new();
     for device in devices() {
         for dtype in [DType::F64, DType::F32] {
-            failures.extend(conformance::differentiable(&device, dtype));
+            let cases = cases::all().into_iter().chain(cases::large());
+            failures.extend(conformance::differentiable(&device, dtype, cases));
         }
     }
     assert_none(failures);
@@ -29,7 +30,7 @@ fn every_case_agrees_with_its_reference() {
 
 #[test]
 fn primitives_without_gradient_agree_with_their_reference() {
-    assert_none(devices().iter().flat_map(conformance::direct).collect());
+    assert_none(devices().iter().flat_map(|device| conformance::direct(device, |_, _| true)).collect());
 }
 
 /// The paths that the other tests of this process do not take; each in a process of its own, since a path is chosen once.

@@ -8,23 +8,14 @@ use patchgpt_tests::{cases, conformance};
 
 #[test]
 fn every_differentiable_case_agrees_with_its_reference() {
-    let cases = cases::all();
-    let wrong = |case: &cases::Case| conformance::check(case, DType::F32, device()).err().map(|e| (case.label(), e));
-    let failures: Vec<String> = cases.iter().filter_map(wrong).map(|(label, e)| format!("{label}: {e}")).collect();
-    assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    let failures = conformance::differentiable(device(), DType::F32, cases::all());
+    assert!(failures.is_empty(), "{} cases failed:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]
 fn every_direct_case_agrees_with_its_reference() {
-    let mut failures = Vec::new();
-    for case in cases::direct() {
-        // Products on a card are f32 and bf16.
-        for &dtype in case.dtypes.iter().filter(|&&dtype| !(case.op == "matmul" && dtype == DType::F64)) {
-            if let Err(wrong) = conformance::check_direct(&case, dtype, device()) {
-                failures.push(format!("{} in {dtype}: {wrong}", case.label()));
-            }
-        }
-    }
+    // Products on a card are f32 and bf16.
+    let failures = conformance::direct(device(), |case, dtype| !(case.op == "matmul" && dtype == DType::F64));
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
