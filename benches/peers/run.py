@@ -221,7 +221,7 @@ def main():
     parser.add_argument("--venv", type=pathlib.Path, default=TARGET / "peers" / "venv", help="made if it is not there")
     args = parser.parse_args()
 
-    shell("cargo", "build", "--release", "--manifest-path", ROOT / "Cargo.toml", "-p", "patchgpt-benches", "--bin", "steps")
+    shell("cargo", "build", "--release", "--manifest-path", ROOT / "Cargo.toml", "--workspace", "--bin", "steps")
     date = datetime.date.today().isoformat()
     path = RESULTS / f"{date}-{args.model}-{args.dtype}.json"
     RESULTS.mkdir(exist_ok=True)
