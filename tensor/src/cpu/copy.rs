@@ -7,6 +7,7 @@ use half::{bf16, f16};
 
 use super::access::{Access, View, ViewMut};
 use super::isa::{Isa, Kernel, dispatch};
+use super::math;
 use super::parallel::{Pool, blocks};
 use crate::{DType, Element, Result, Tensor};
 
@@ -231,11 +232,11 @@ impl Kernel for Widen<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.out.iter_mut().zip(self.x).for_each(|(o, &x)| *o = f32::from_bits(u32::from(x) << 16));
+        self.out.iter_mut().zip(self.x).for_each(|(o, &x)| *o = math::widen(x));
     }
 }
 
-/// f32 to bf16 bits, to nearest even; a NaN stays one.
+/// f32 to bf16 bits, to nearest even.
 struct Round<'a> {
     out: &'a mut [u16],
     x: &'a [f32],
@@ -246,12 +247,7 @@ impl Kernel for Round<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        self.out.iter_mut().zip(self.x).for_each(|(o, &x)| {
-            let bits = x.to_bits();
-            let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-            let quiet = bits >> 16 | 0x40;
-            *o = if x.is_nan() { quiet } else { nearest } as u16;
-        });
+        self.out.iter_mut().zip(self.x).for_each(|(o, &x)| *o = math::round(x));
     }
 }
 

@@ -1,155 +1,130 @@
-//! Matrix products, out [m, n] = alpha a [m, k] b [k, n] (+ out), with any strides, f32 and f64.
-//! The output is cut into tiles by shape alone, long sums over k into pieces added in order, and each of them is one
-//! single-threaded product, so the bits do not depend on the number of threads. A tile runs in the `gemm` crate; where the crate would take
-//! another instruction path than [`path`] (it cannot be told), in [`kernel`].
+//! Matrix products, out [m, n] = alpha a [m, k] b [k, n] (+ out), with any strides, in f32 and f64; each matrix may be stored in bf16.
+//!
+//! The loops are those of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008): b is packed once, in
+//! panels as wide as a register tile, by all threads; a task then packs rows of a and runs them past the panels, [`DEPTH`] values of k
+//! at a time. Where a has few rows, which use each value of b only a few times, every task packs its own panels of b just before it uses them. bf16 is widened
+//! while it is packed; a bf16 output is summed in f32 and rounded once. The work is cut by shape alone and sums over k keep
+//! their order, so the bits do not depend on the number of threads.
 
+mod few;
 mod kernel;
+mod pack;
+mod plan;
 
-use super::isa::{Path, dispatch, path};
-use super::math::Float;
+use super::isa::{Path, dispatch_on, path};
+use super::math::{Float, round};
 use super::parallel::{Pool, blocks};
-use kernel::Product;
+use bytemuck::{Pod, Zeroable};
+use few::FewRows;
+use half::bf16;
+use kernel::{Finish, Panels};
+use pack::{PackLeft, PackRight, Stored};
+use plan::Plan;
 use std::cell::Cell;
+use std::ops::Range;
 
-/// A matrix to read: the value (i, j) stands `i * row_stride + j * col_stride` values from `ptr`.
+/// Most values of k in a packed panel: a panel of a this deep, and one of b, stay in the first-level cache.
+const DEPTH: usize = 384;
+
+/// The first value of a matrix, and the type in which all of them are stored.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MatRef<F> {
-    pub(crate) ptr: *const F,
+pub(crate) enum Values<F> {
+    /// The type that is computed in.
+    Wide(*mut F),
+    /// Half as wide as f32.
+    Bf16(*mut bf16),
+}
+
+/// A matrix: the value (i, j) stands `i * row_stride + j * col_stride` values from the first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix<F> {
+    pub(crate) values: Values<F>,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) row_stride: isize,
     pub(crate) col_stride: isize,
 }
 
-/// A matrix to write; no two places may coincide.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MatMut<F> {
-    pub(crate) ptr: *mut F,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(crate) row_stride: isize,
-    pub(crate) col_stride: isize,
-}
-
-// SAFETY: a description of memory; whoever reads through it promises, at the unsafe call, that it is valid.
-unsafe impl<F: Send + Sync> Send for MatRef<F> {}
+// SAFETY: a description of memory; whoever reads or writes through it promises, at the unsafe call, that this is sound.
+unsafe impl<F: Send + Sync> Send for Matrix<F> {}
 // SAFETY: as above.
-unsafe impl<F: Send + Sync> Sync for MatRef<F> {}
-// SAFETY: as above, for writes.
-unsafe impl<F: Send + Sync> Send for MatMut<F> {}
-// SAFETY: as above.
-unsafe impl<F: Send + Sync> Sync for MatMut<F> {}
+unsafe impl<F: Send + Sync> Sync for Matrix<F> {}
 
-macro_rules! views {
-    ($name:ident, $pointer:ty) => {
-        impl<F: Float> $name<F> {
-            /// A matrix from its parts; strides count values.
-            #[inline]
-            pub(crate) fn new(ptr: $pointer, rows: usize, cols: usize, row_stride: isize, col_stride: isize) -> Self {
-                Self { ptr, rows, cols, row_stride, col_stride }
-            }
+impl<F: Float> Matrix<F> {
+    /// The transpose, a view.
+    #[inline]
+    fn t(self) -> Self {
+        let Matrix { values, rows, cols, row_stride, col_stride } = self;
+        Matrix { values, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
 
-            /// The transpose, a view.
-            #[inline]
-            pub(crate) fn t(self) -> Self {
-                Self::new(self.ptr, self.cols, self.rows, self.col_stride, self.row_stride)
-            }
+    /// The matrix `offset` values further on.
+    #[inline]
+    pub(crate) fn offset(self, offset: usize) -> Self {
+        self.shifted(offset as isize)
+    }
 
-            /// Rows `row..row + rows` and columns `col..col + cols`, a view.
-            #[inline]
-            pub(crate) fn block(self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
-                debug_assert!(row + rows <= self.rows && col + cols <= self.cols);
-                Self::new(self.at(row, col), rows, cols, self.row_stride, self.col_stride)
-            }
+    #[inline]
+    fn shifted(self, offset: isize) -> Self {
+        let values = match self.values {
+            Values::Wide(first) => Values::Wide(first.wrapping_offset(offset)),
+            Values::Bf16(first) => Values::Bf16(first.wrapping_offset(offset)),
+        };
+        Matrix { values, ..self }
+    }
 
-            /// The address of a value.
-            #[inline(always)]
-            fn at(self, row: usize, col: usize) -> $pointer {
-                self.ptr.wrapping_offset(row as isize * self.row_stride + col as isize * self.col_stride)
+    /// Sets the value (i, j), or adds to it, rounded to the type in which it is stored.
+    ///
+    /// # Safety
+    /// The place lies inside the matrix and is valid for writes, and for reads if `accumulate`.
+    #[inline(always)]
+    unsafe fn put(self, i: usize, j: usize, value: F, accumulate: bool) {
+        let offset = i as isize * self.row_stride + j as isize * self.col_stride;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.values {
+                Values::Wide(first) => {
+                    let place = first.wrapping_offset(offset);
+                    *place = if accumulate { *place + value } else { value };
+                }
+                Values::Bf16(first) => {
+                    let place = first.wrapping_offset(offset);
+                    let sum = if accumulate { Stored::<F>::wide(*place) + value } else { value };
+                    *place = bf16::from_bits(round(sum.to_f64() as f32));
+                }
             }
         }
-    };
-}
+    }
 
-views!(MatRef, *const F);
-views!(MatMut, *mut F);
-
-impl<F: Float> MatRef<F> {
-    /// The value at (row, col).
+    /// The value (i, j).
     ///
     /// # Safety
     /// The place lies inside the matrix and is valid for reads.
     #[inline(always)]
-    unsafe fn read(self, row: usize, col: usize) -> F {
+    unsafe fn get(self, i: usize, j: usize) -> F {
+        let offset = i as isize * self.row_stride + j as isize * self.col_stride;
         // SAFETY: the caller's promise.
-        unsafe { *self.at(row, col) }
-    }
-}
-
-/// How a batch of products is cut into tasks: tiles of the output, and pieces of k that are summed in order.
-#[derive(Clone, Copy, Debug)]
-struct Cut {
-    rows: usize,
-    cols: usize,
-    depth: usize,
-}
-
-impl Cut {
-    /// Largest tile: what is packed for it fits the second-level cache, and packing is a small share of the work.
-    const SIDE_MOST: usize = 512;
-    /// Rows of a tile where larger ones would be fewer than [`Cut::ENOUGH`].
-    const ROWS: usize = 256;
-    /// Smallest side of a tile that is cut further, and smallest piece of k.
-    const SIDE_LEAST: usize = 64;
-    const DEPTH: usize = 512;
-    /// Below the first number of tasks a product is cut further, towards the second, ...
-    const FEW: usize = 8;
-    const ENOUGH: usize = 16;
-    /// ... unless a task would have fewer multiplications than this, some 5 microseconds.
-    const WORK: usize = 1 << 18;
-
-    /// The cut for `batch` products of [m, k] and [k, n], by shape alone. Small outputs of a long sum, such as weight
-    /// gradients, are cut along k, where tiles lose less than by being smaller.
-    fn new(batch: usize, m: usize, n: usize, k: usize) -> Cut {
-        let mut cut = Cut { rows: even(m, Cut::SIDE_MOST), cols: even(n, Cut::SIDE_MOST), depth: k };
-        let work = batch.saturating_mul(m).saturating_mul(n).saturating_mul(k);
-        let tasks = |cut: &Cut| batch * cut.tiles(m, n) * cut.pieces(k);
-        if tasks(&cut) < Cut::ENOUGH {
-            cut.rows = even(m, Cut::ROWS);
-        }
-        if k > 2 * m.max(n) && tasks(&cut) < Cut::FEW.min(work / Cut::WORK) {
-            let pieces = Cut::ENOUGH.min(work / Cut::WORK).div_ceil(tasks(&cut)).min(k / Cut::DEPTH).max(1);
-            cut.depth = even(k, k.div_ceil(pieces));
-        }
-        while tasks(&cut) < Cut::FEW.min(work / Cut::WORK) && cut.rows.max(cut.cols) > Cut::SIDE_LEAST {
-            if cut.rows > cut.cols {
-                cut.rows = even(m, cut.rows / 2);
-            } else {
-                cut.cols = even(n, cut.cols / 2);
+        unsafe {
+            match self.values {
+                Values::Wide(first) => *first.wrapping_offset(offset),
+                Values::Bf16(first) => (*first.wrapping_offset(offset)).wide(),
             }
         }
-        cut
     }
 
-    /// Tiles of one output of m x n.
-    fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(self.rows) * n.div_ceil(self.cols)
-    }
-
-    /// Pieces of a sum over k; one if it is empty.
-    fn pieces(&self, k: usize) -> usize {
-        k.div_ceil(self.depth.max(1)).max(1)
+    /// Rows `row..row + rows` and columns `col..col + cols`, a view.
+    #[inline]
+    fn block(self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
+        debug_assert!(row + rows <= self.rows && col + cols <= self.cols);
+        Matrix { rows, cols, ..self.shifted(row as isize * self.row_stride + col as isize * self.col_stride) }
     }
 }
 
-/// The length of the parts when `length` is cut into as few equal parts of at most `most` as it takes; a multiple of
-/// 16 unless `most` is less.
-fn even(length: usize, most: usize) -> usize {
-    length.div_ceil(length.div_ceil(most).max(1)).next_multiple_of(16).min(most).max(1)
-}
+/// A product: `out`, `a` and `b`.
+pub(crate) type Product<F> = (Matrix<F>, Matrix<F>, Matrix<F>);
 
-/// `out = alpha * a @ b`, plus `out` if `accumulate`, for the `(out, a, b)` of `item(0..batch)`, which all have the shapes
-/// of the first; the tiles of all of them are spread over the threads of `pool` together. With k = 0 zeros (`out` stays
+/// `out = alpha * a @ b`, plus `out` if `accumulate`, for the `(out, a, b)` of `item(0..batch)`, which all have the shapes, the strides and
+/// the stored types of the first; tasks of all of them are spread over the threads of `pool` together. With k = 0 zeros (`out` stays
 /// if `accumulate`). Without `accumulate` what `out` held is not read. Same bits for any number of threads.
 ///
 /// # Safety
@@ -158,113 +133,38 @@ fn even(length: usize, most: usize) -> usize {
 pub(crate) unsafe fn gemm_batched<F: Float>(
     pool: &Pool,
     batch: usize,
-    item: impl Fn(usize) -> (MatMut<F>, MatRef<F>, MatRef<F>) + Sync,
+    item: impl Fn(usize) -> Product<F> + Sync,
+    alpha: F,
+    accumulate: bool,
+) {
+    // SAFETY: the caller's promise; the path is this processor's.
+    unsafe { gemm_on(path(), pool, batch, item, alpha, accumulate) };
+}
+
+/// [`gemm_batched`] with the instructions of `path`, which this processor must have.
+///
+/// # Safety
+/// As there.
+unsafe fn gemm_on<F: Float>(
+    path: Path,
+    pool: &Pool,
+    batch: usize,
+    item: impl Fn(usize) -> Product<F> + Sync,
     alpha: F,
     accumulate: bool,
 ) {
     if batch == 0 {
         return;
     }
-    let (out, a, _) = item(0);
-    let (m, n, k) = (out.rows, out.cols, a.cols);
-    if m == 0 || n == 0 {
-        return;
-    }
-    let cut = Cut::new(batch, m, n, k);
-    let (tiles, pieces, across) = (cut.tiles(m, n), cut.pieces(k), n.div_ceil(cut.cols));
-    // The first piece of k goes to the output, the others to `partial` [batch, pieces - 1, m, n], added afterwards.
-    let mut partial = Partial::take((pieces - 1) * batch * m * n);
-    let others: MatMut<F> = MatMut::new(partial.pointer(), batch * (pieces - 1) * m, n, n as isize, 1);
-    pool.run(batch * tiles * pieces, |task| {
-        let (index, tile, piece) = (task / (tiles * pieces), task / pieces % tiles, task % pieces);
+    // Tiles are written row by row: an output whose columns are contiguous is the transpose of one whose rows are; and one with few
+    // columns of one with few rows.
+    let Matrix { rows, cols, row_stride, col_stride, .. } = item(0).0;
+    let turned = if rows.min(cols) <= few::MOST { cols < rows } else { col_stride != 1 && row_stride == 1 };
+    let item = |index: usize| {
         let (out, a, b) = item(index);
-        let (row, col, start) = (tile / across * cut.rows, tile % across * cut.cols, piece * cut.depth);
-        let (rows, cols, depth) = (cut.rows.min(m - row), cut.cols.min(n - col), cut.depth.min(k - start));
-        let (a, b) = (a.block(row, start, rows, depth), b.block(start, col, depth, cols));
-        // SAFETY: the caller's promise; the tiles of different tasks do not overlap, nor do those of `partial`.
-        unsafe {
-            if piece == 0 {
-                gemm_single(out.block(row, col, rows, cols), a, b, alpha, accumulate);
-            } else {
-                let top = (index * (pieces - 1) + piece - 1) * m;
-                gemm_single(others.block(top + row, col, rows, cols), a, b, alpha, false);
-            }
-        }
-    });
-    if pieces == 1 {
-        return;
-    }
-    let (count, rows) = blocks(m, n * pieces);
-    pool.run(batch * count, |task| {
-        let (index, top) = (task / count, task % count * rows);
-        let out = item(index).0;
-        for row in top..m.min(top + rows) {
-            for piece in 0..pieces - 1 {
-                let other = others.block((index * (pieces - 1) + piece) * m + row, 0, 1, n);
-                // SAFETY: rows inside `out` and `partial`, each of one task.
-                unsafe { add_row(out.block(row, 0, 1, n), other) };
-            }
-        }
-    });
-    partial.give_back();
-}
-
-/// Adds a contiguous row to a row.
-///
-/// # Safety
-/// `row` is valid for reads and writes, `other`, contiguous, for reads; they do not overlap.
-unsafe fn add_row<F: Float>(row: MatMut<F>, other: MatMut<F>) {
-    // SAFETY: the caller's promise.
-    let other = unsafe { std::slice::from_raw_parts(other.ptr, other.cols) };
-    if row.col_stride == 1 {
-        // SAFETY: as above.
-        let row = unsafe { std::slice::from_raw_parts_mut(row.ptr, row.cols) };
-        for (value, other) in row.iter_mut().zip(other) {
-            *value += *other;
-        }
-    } else {
-        for (j, other) in other.iter().enumerate() {
-            // SAFETY: as above.
-            unsafe { *row.at(0, j) += *other };
-        }
-    }
-}
-
-thread_local! {
-    /// The buffer of [`Partial`] of this thread, kept from call to call.
-    static PARTIAL: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
-}
-
-/// Sums over pieces of k that wait to be added to the output.
-struct Partial(Vec<u64>);
-
-impl Partial {
-    /// Room for `length` values of at most 8 bytes.
-    fn take(length: usize) -> Partial {
-        if length == 0 {
-            return Partial(Vec::new());
-        }
-        let mut buffer = PARTIAL.take();
-        if buffer.len() < length {
-            buffer = vec![0; length];
-        }
-        Partial(buffer)
-    }
-
-    fn pointer<F>(&mut self) -> *mut F {
-        self.0.as_mut_ptr().cast()
-    }
-
-    fn give_back(self) {
-        PARTIAL.set(self.0);
-    }
-}
-
-/// One product of [`gemm_batched`] on the calling thread, in one piece.
-///
-/// # Safety
-/// As for [`gemm_batched`].
-pub(crate) unsafe fn gemm_single<F: Float>(out: MatMut<F>, a: MatRef<F>, b: MatRef<F>, alpha: F, accumulate: bool) {
+        if turned { (out.t(), b.t(), a.t()) } else { (out, a, b) }
+    };
+    let (out, a, b) = item(0);
     assert!(
         a.rows == out.rows && b.cols == out.cols && a.cols == b.rows,
         "gemm of [{}, {}] and [{}, {}] into [{}, {}]",
@@ -275,53 +175,291 @@ pub(crate) unsafe fn gemm_single<F: Float>(out: MatMut<F>, a: MatRef<F>, b: MatR
         out.rows,
         out.cols
     );
-    if out.rows == 0 || out.cols == 0 || (a.cols == 0 && accumulate) {
+    if out.rows == 0 || out.cols == 0 {
         return;
     }
+    let narrow = matches!(out.values, Values::Bf16(_));
+    let work =
+        Gemm { path, plan: Plan::new::<F>(path, batch, [out.rows, out.cols, a.cols], narrow), item, alpha, accumulate };
     if a.cols == 0 {
-        for i in 0..out.rows {
-            for j in 0..out.cols {
-                // SAFETY: the place lies inside `out`.
-                unsafe { *out.at(i, j) = F::ZERO };
+        // SAFETY: the caller's promise.
+        unsafe { work.nothing(batch) };
+    } else if a.rows <= few::MOST && (b.row_stride == 1 || b.col_stride == 1) {
+        // SAFETY: the caller's promise.
+        unsafe { work.few_rows(pool, batch) };
+    } else if work.plan.shared {
+        let mut packed = Buffer::take(&SHARED, work.plan.packed_len());
+        for items in work.plan.groups(batch) {
+            for columns in work.plan.chunks() {
+                for ks in work.plan.deeps() {
+                    let part = Part { items: items.clone(), columns: columns.clone(), ks };
+                    // SAFETY: the caller's promise; the buffer has room for a part.
+                    unsafe { work.pack(pool, &part, packed.values()) };
+                    let packed = packed.values().as_ptr();
+                    // SAFETY: the caller's promise; what is read was packed above.
+                    unsafe { work.multiply(pool, &part, Some(Packed(packed))) };
+                }
             }
         }
-        return;
-    }
-    if crate_takes_our_path() {
+        packed.give_back(&SHARED);
+    } else {
         // SAFETY: the caller's promise.
         unsafe {
-            ::gemm::gemm(
-                out.rows,
-                out.cols,
-                a.cols,
-                out.ptr,
-                out.col_stride,
-                out.row_stride,
-                accumulate,
-                a.ptr,
-                a.col_stride,
-                a.row_stride,
-                b.ptr,
-                b.col_stride,
-                b.row_stride,
-                F::ONE,
-                alpha,
-                false,
-                false,
-                false,
-                ::gemm::Parallelism::None,
-            );
-        }
-    } else if out.col_stride == 1 || out.row_stride != 1 {
-        dispatch(Product { out, a, b, alpha, accumulate });
-    } else {
-        dispatch(Product { out: out.t(), a: b.t(), b: a.t(), alpha, accumulate });
+            work.multiply(pool, &Part { items: 0..batch, columns: 0..work.plan.n, ks: 0..work.plan.blocks() }, None)
+        };
     }
 }
 
-/// Whether the crate, which takes the fastest path of the processor, takes the path of this process.
-fn crate_takes_our_path() -> bool {
-    path() == Path::best() && (cfg!(target_arch = "aarch64") || path() != Path::Portable)
+/// What is done between two times of packing.
+struct Part {
+    /// Products of the batch.
+    items: Range<usize>,
+    /// Columns of b and out.
+    columns: Range<usize>,
+    /// Blocks of k.
+    ks: Range<usize>,
+}
+
+impl Part {
+    /// Where the panels of a block of k stand that begin `col` columns from the first: those of an item together, blocks of k within
+    /// it, panels within these.
+    fn panels(&self, plan: &Plan, index: usize, k: &Range<usize>, col: usize) -> usize {
+        let width = self.columns.len().next_multiple_of(plan.nr);
+        let first = plan.block(self.ks.start).start;
+        let depth = plan.block(self.ks.end - 1).end - first;
+        (index * depth + k.start - first) * width + col * k.len()
+    }
+}
+
+/// Panels of b that were packed before, for all tasks.
+struct Packed<F>(*const F);
+
+impl<F> Clone for Packed<F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for Packed<F> {}
+
+// SAFETY: tasks only read through it.
+unsafe impl<F: Sync> Sync for Packed<F> {}
+
+impl<F> Packed<F> {
+    /// The address of a value.
+    fn at(self, offset: usize) -> *const F {
+        self.0.wrapping_add(offset)
+    }
+}
+
+/// A batch of products under way.
+struct Gemm<F, I> {
+    path: Path,
+    plan: Plan,
+    item: I,
+    alpha: F,
+    accumulate: bool,
+}
+
+impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
+    /// The products of nothing.
+    ///
+    /// # Safety
+    /// As [`gemm_batched`].
+    unsafe fn nothing(&self, batch: usize) {
+        if self.accumulate {
+            return;
+        }
+        let zeros = vec![F::ZERO; self.plan.n];
+        for index in 0..batch {
+            let out = (self.item)(index).0;
+            for row in 0..out.rows {
+                let out = out.block(row, 0, 1, out.cols);
+                dispatch_on(self.path, Finish { out, sums: &zeros, pitch: self.plan.n, accumulate: false });
+            }
+        }
+    }
+
+    /// Products with a few rows.
+    ///
+    /// # Safety
+    /// As [`gemm_batched`].
+    unsafe fn few_rows(&self, pool: &Pool, batch: usize) {
+        let Plan { m, n, k, .. } = self.plan;
+        let (across, cols) = blocks(n.div_ceil(few::UNIT), k * few::UNIT);
+        let cols = cols * few::UNIT;
+        pool.run(batch * across, |task| {
+            let (out, a, b) = (self.item)(task / across);
+            let col = task % across * cols;
+            let cols = cols.min(n - col);
+            let mut rows = Buffer::take(&OWN, m * k);
+            for (i, row) in rows.values().chunks_exact_mut(k).enumerate() {
+                for (p, value) in row.iter_mut().enumerate() {
+                    // SAFETY: (i, p) lies inside a.
+                    *value = unsafe { a.get(i, p) };
+                }
+            }
+            let (out, b) = (out.block(0, col, m, cols), b.block(0, col, k, cols));
+            dispatch_on(
+                self.path,
+                FewRows { out, a: rows.values(), b, alpha: self.alpha, accumulate: self.accumulate },
+            );
+            rows.give_back(&OWN);
+        });
+    }
+
+    /// Packs the part's b.
+    ///
+    /// # Safety
+    /// The inputs are valid for reads.
+    unsafe fn pack(&self, pool: &Pool, part: &Part, packed: &mut [F]) {
+        let plan = &self.plan;
+        let b = (self.item)(0).2;
+        // A task reads in the order of memory: whole rows, or whole columns.
+        let (k_step, col_step) = match b.col_stride {
+            1 => (blocks(plan.depth, part.columns.len()).1.next_multiple_of(8), part.columns.len()),
+            _ => (plan.depth, blocks(part.columns.len().div_ceil(plan.nr), plan.depth * plan.nr).1 * plan.nr),
+        };
+        let (down, across) = (plan.depth.div_ceil(k_step), part.columns.len().div_ceil(col_step));
+        let packed = &Parts(packed.as_mut_ptr());
+        pool.run(part.items.len() * part.ks.len() * down * across, |task| {
+            let (index, block) = (task / (part.ks.len() * down * across), task / (down * across) % part.ks.len());
+            let (at, col) = (task / across % down * k_step, task % across * col_step);
+            let k = plan.block(part.ks.start + block);
+            if at >= k.len() {
+                return; // the last block has fewer values
+            }
+            let b = (self.item)(part.items.start + index).2;
+            let (rows, cols) = (k_step.min(k.len() - at), col_step.min(part.columns.len() - col));
+            let b = b.block(k.start + at, part.columns.start + col, rows, cols);
+            let to = packed.0.wrapping_add(part.panels(plan, index, &k, col));
+            dispatch_on(self.path, PackRight { to, depth: k.len(), at, b });
+        });
+    }
+
+    /// The part's products, by panels that were packed, or that each task packs.
+    ///
+    /// # Safety
+    /// As [`gemm_batched`].
+    unsafe fn multiply(&self, pool: &Pool, part: &Part, packed: Option<Packed<F>>) {
+        let plan = &self.plan;
+        let (down, across) = (plan.m.div_ceil(plan.rows), part.columns.len().div_ceil(plan.cols));
+        pool.run(part.items.len() * down * across, |task| {
+            let (index, row, col) =
+                (task / (down * across), task / across % down * plan.rows, task % across * plan.cols);
+            let (rows, cols) = (plan.rows.min(plan.m - row), plan.cols.min(part.columns.len() - col));
+            let (out, a, b) = (self.item)(part.items.start + index);
+            let (out, a) = (out.block(row, part.columns.start + col, rows, cols), a.block(row, 0, rows, plan.k));
+            let b = b.block(0, part.columns.start + col, plan.k, cols);
+            let packed = packed.map(|packed| move |k: &Range<usize>| packed.at(part.panels(plan, index, k, col)));
+            // SAFETY: the caller's promise, for a part of the output that no other task has.
+            unsafe { self.task(out, a, b, part.ks.clone(), packed) };
+        });
+    }
+
+    /// One block of an output.
+    ///
+    /// # Safety
+    /// As [`gemm_batched`], for the block; `packed` gives panels of `b`.
+    unsafe fn task(
+        &self,
+        out: Matrix<F>,
+        a: Matrix<F>,
+        b: Matrix<F>,
+        ks: Range<usize>,
+        packed: Option<impl Fn(&Range<usize>) -> *const F>,
+    ) {
+        let plan = &self.plan;
+        // Panels that a task packs for itself, as many at a time as fit a second-level cache.
+        let run = if packed.is_some() { out.cols } else { plan.own_columns() };
+        let left_len = out.rows.next_multiple_of(plan.mr) * DEPTH;
+        let right_len = if packed.is_some() { 0 } else { run.min(out.cols).next_multiple_of(plan.nr) * plan.depth };
+        let narrow = matches!(out.values, Values::Bf16(_));
+        let sums_len = if narrow { out.rows * out.cols } else { 0 };
+        let mut buffer = Buffer::take(&OWN, left_len + right_len + sums_len);
+        let (left, rest) = buffer.values().split_at_mut(left_len);
+        let (right, sums) = rest.split_at_mut(right_len);
+        let wide = if narrow {
+            let values = Values::Wide(sums.as_mut_ptr());
+            Matrix { values, rows: out.rows, cols: out.cols, row_stride: out.cols as isize, col_stride: 1 }
+        } else {
+            out
+        };
+        for block in ks {
+            let k = plan.block(block);
+            let form = dispatch_on(self.path, PackLeft { to: left, a: a.block(0, k.start, a.rows, k.len()) });
+            let accumulate = k.start > 0 || (self.accumulate && !narrow);
+            for col in (0..out.cols).step_by(run) {
+                let cols = run.min(out.cols - col);
+                let panels = match &packed {
+                    Some(packed) => packed(&k),
+                    None => {
+                        let b = b.block(k.start, col, k.len(), cols);
+                        dispatch_on(self.path, PackRight { to: right.as_mut_ptr(), depth: k.len(), at: 0, b });
+                        right.as_ptr()
+                    }
+                };
+                let out = wide.block(0, col, out.rows, cols);
+                // SAFETY: `panels` are the panels of these columns, [cols / nr, k, nr].
+                let right = unsafe { std::slice::from_raw_parts(panels, cols.next_multiple_of(plan.nr) * k.len()) };
+                let depth = k.len();
+                dispatch_on(self.path, Panels { out, left, form, right, depth, alpha: self.alpha, accumulate });
+            }
+        }
+        if narrow {
+            dispatch_on(self.path, Finish { out, sums, pitch: out.cols, accumulate: self.accumulate });
+        }
+        buffer.give_back(&OWN);
+    }
+}
+
+/// A buffer of which tasks write parts.
+struct Parts<F>(*mut F);
+
+// SAFETY: each task writes parts of its own.
+unsafe impl<F: Send> Sync for Parts<F> {}
+
+/// The unit of buffers, which keeps panels on cache lines.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+type Lines = std::thread::LocalKey<Cell<Vec<Line>>>;
+
+thread_local! {
+    /// Packed panels for all tasks of a product that this thread asked for, kept from call to call.
+    static SHARED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// What a task of this thread packs and sums, kept from task to task.
+    static OWN: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// A thread's buffer, taken out while it is used: a product within a product has one of its own.
+struct Buffer<F> {
+    lines: Vec<Line>,
+    length: usize,
+    of: std::marker::PhantomData<F>,
+}
+
+impl<F: Float> Buffer<F> {
+    /// Room for `length` values, with what was left in it.
+    fn take(place: &'static Lines, length: usize) -> Self {
+        let mut lines = place.take();
+        let needed = (length * size_of::<F>()).div_ceil(size_of::<Line>());
+        if lines.len() < needed {
+            // What it held is of no use: freed first, not copied.
+            drop(std::mem::take(&mut lines));
+            lines.resize(needed, Line([0; 64]));
+        }
+        Buffer { lines, length, of: std::marker::PhantomData }
+    }
+
+    fn values(&mut self) -> &mut [F] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.length]
+    }
+
+    fn give_back(self, place: &'static Lines) {
+        place.set(self.lines);
+    }
 }
 
 #[cfg(test)]

@@ -204,8 +204,8 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     }
 }
 
-/// Runs `kernel` on `path`; a path this processor lacks panics. For tests that hold every path against a reference.
-#[cfg(test)]
+/// Runs `kernel` on `path`; a path this processor lacks panics.
+#[inline]
 pub(crate) fn dispatch_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     assert!(path.is_available(), "path {} is not available here", path.name());
     match path {

@@ -6,6 +6,21 @@
 use super::isa::Isa;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
+/// bf16 bits as f32: exact.
+#[inline(always)]
+pub(crate) fn widen(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// f32 as bf16 bits, to nearest even; a NaN stays one.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
+    let quiet = bits >> 16 | 0x40;
+    (if x.is_nan() { quiet } else { nearest }) as u16
+}
+
 /// A type that kernels compute in: f32, or f64 where precision matters more than speed.
 pub(crate) trait Float:
     Copy

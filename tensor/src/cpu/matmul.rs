@@ -5,12 +5,13 @@
 //! tiles are spread over the threads together. 2 m k n FLOPs a product.
 
 use super::access::Access;
-use super::gemm::{MatMut, MatRef, gemm_batched};
+use super::gemm::{Matrix, Values, gemm_batched};
 use super::math::Float;
 use super::parallel::Pool;
 use super::with_float;
 use crate::backend::Destination;
-use crate::{Element, Layout, Result, Tensor};
+use crate::{DType, Element, Error, Layout, Result, Tensor};
+use half::bf16;
 
 pub(super) fn matmul(pool: &Pool, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()> {
     with_float!("matmul", out.tensor.dtype(), F => product::<F>(pool, out, a, b, alpha))
@@ -106,24 +107,48 @@ fn product<F: Float + Element>(pool: &Pool, out: Destination, a: &Tensor, b: &Te
     if out.tensor.is_empty() {
         return Ok(());
     }
-    let access = Access::converting(pool, "matmul", &[a, b], &[out.tensor])?;
-    let (a, b, to) = (access.view::<F>(a)?, access.view::<F>(b)?, access.view_mut::<F>(out.tensor)?);
-    let plan = Plan::new(to.layout(), a.layout(), b.layout());
+    let access = Access::new("matmul", &[a, b], &[out.tensor])?;
+    let plan = Plan::new(out.tensor.layout(), a.layout(), b.layout());
+    let factor = |x: &Tensor, rows, cols, strides| Ok::<_, Error>(matrix(input::<F>(&access, x)?, rows, cols, strides));
+    let to = matrix(output::<F>(&access, out.tensor)?, plan.m, plan.n, plan.out);
+    let (a, b) = (factor(a, plan.m, plan.k, plan.a)?, factor(b, plan.k, plan.n, plan.b)?);
     let item = |index: usize| {
         let [out_offset, a_offset, b_offset] = plan.offsets(index);
-        let [out_row, out_col] = plan.out.map(|stride| stride as isize);
-        let [a_row, a_col] = plan.a.map(|stride| stride as isize);
-        let [b_row, b_col] = plan.b.map(|stride| stride as isize);
-        (
-            MatMut::new(to.at(to.layout().offset() + out_offset), plan.m, plan.n, out_row, out_col),
-            MatRef::new(a.at(a.layout().offset() + a_offset), plan.m, plan.k, a_row, a_col),
-            MatRef::new(b.at(b.layout().offset() + b_offset), plan.k, plan.n, b_row, b_col),
-        )
+        (to.offset(out_offset), a.offset(a_offset), b.offset(b_offset))
     };
     // SAFETY: the matrices lie within their views, which the access has locked; out overlaps neither input (the access
     // refuses it) nor itself (the contract), so that the batch's outputs are disjoint.
     unsafe { gemm_batched(pool, plan.batch(), item, F::from_f64(alpha), out.accumulate) };
     Ok(())
+}
+
+/// A matrix of a plan.
+fn matrix<F>(values: Values<F>, rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matrix<F> {
+    Matrix { values, rows, cols, row_stride: row as isize, col_stride: col as isize }
+}
+
+/// The first element of an input, in the type in which it is stored: F, or bf16 where that is f32.
+fn input<F: Float + Element>(access: &Access, x: &Tensor) -> Result<Values<F>> {
+    let offset = x.layout().offset();
+    Ok(if is_narrow::<F>(x) {
+        Values::Bf16(access.view::<bf16>(x)?.at(offset).cast_mut())
+    } else {
+        Values::Wide(access.view::<F>(x)?.at(offset).cast_mut())
+    })
+}
+
+/// The first element of the output.
+fn output<F: Float + Element>(access: &Access, out: &Tensor) -> Result<Values<F>> {
+    let offset = out.layout().offset();
+    Ok(if is_narrow::<F>(out) {
+        Values::Bf16(access.view_mut::<bf16>(out)?.at(offset))
+    } else {
+        Values::Wide(access.view_mut::<F>(out)?.at(offset))
+    })
+}
+
+fn is_narrow<F: Element>(x: &Tensor) -> bool {
+    x.dtype() == DType::BF16 && F::DTYPE == DType::F32
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Products against plain f64 loops: odd shapes, strides, alpha, accumulation, every path; bits for any thread count.
 
-use super::super::isa::{available, dispatch_on};
+use super::super::isa::available;
 use super::*;
 
 /// A matrix of a test: its values, and where they stand.
@@ -56,19 +56,15 @@ impl<F: Float> Matrix<F> {
         self.values[place as usize].to_f64()
     }
 
-    fn view(&self) -> MatRef<F> {
-        MatRef::new(
-            self.values.as_ptr().wrapping_add(self.start()),
-            self.rows,
-            self.cols,
-            self.strides.0,
-            self.strides.1,
-        )
+    fn view(&self) -> super::Matrix<F> {
+        let values = Values::Wide(self.values.as_ptr().wrapping_add(self.start()).cast_mut());
+        let (row_stride, col_stride) = self.strides;
+        super::Matrix { values, rows: self.rows, cols: self.cols, row_stride, col_stride }
     }
 
-    fn view_mut(&mut self) -> MatMut<F> {
-        let start = self.start();
-        MatMut::new(self.values.as_mut_ptr().wrapping_add(start), self.rows, self.cols, self.strides.0, self.strides.1)
+    fn view_mut(&mut self) -> super::Matrix<F> {
+        let values = Values::Wide(self.values.as_mut_ptr().wrapping_add(self.start()));
+        super::Matrix { values, ..self.view() }
     }
 }
 
@@ -101,7 +97,7 @@ fn check<F: Float>(
     }
 }
 
-/// Products by the crate or kernel of this process, and by the kernel on every path of this processor.
+/// Products on every path of this processor.
 fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64, accumulate: bool) {
     let [m, k, n] = shape;
     let a = Matrix::<F>::random(m, k, layouts[0], 1);
@@ -109,20 +105,14 @@ fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64,
     // What is overwritten must not be read: NaN would spread.
     let before =
         if accumulate { Matrix::random(m, n, layouts[2], 3) } else { Matrix::filled(m, n, layouts[2], || f64::NAN) };
-    let factor = F::from_f64(alpha);
-    let what = format!("{shape:?} {layouts:?} alpha {alpha} accumulate {accumulate}");
-    let mut out = before.clone();
-    // SAFETY: views of live vectors that hold them; `out` is separate.
-    unsafe { gemm_single(out.view_mut(), a.view(), b.view(), factor, accumulate) };
-    check(&out, &before, &a, &b, alpha, accumulate, &what);
-    if m * n * k == 0 {
-        return;
-    }
+    let pool = Pool::new(1).expect("a thread");
     for path in available() {
         let mut out = before.clone();
-        let product = Product { out: out.view_mut(), a: a.view(), b: b.view(), alpha: factor, accumulate };
-        dispatch_on(path, product);
-        check(&out, &before, &a, &b, alpha, accumulate, &format!("{what} {path:?}"));
+        let product = (out.view_mut(), a.view(), b.view());
+        // SAFETY: views of live vectors that hold them; `out` is separate.
+        unsafe { gemm_on(path, &pool, 1, |_| product, F::from_f64(alpha), accumulate) };
+        let what = format!("{shape:?} {layouts:?} alpha {alpha} accumulate {accumulate} {path:?}");
+        check(&out, &before, &a, &b, alpha, accumulate, &what);
     }
 }
 
@@ -144,7 +134,9 @@ fn products_agree_with_plain_loops_in_any_layout() {
 #[test]
 fn products_agree_with_plain_loops_across_blocks() {
     use Layout::{Columns, Rows};
-    for shape in [[150, 260, 1030], [300, 520, 65], [1, 700, 600], [600, 700, 1], [65, 3, 1100]] {
+    for shape in
+        [[150, 790, 1030], [300, 520, 65], [1, 700, 600], [600, 700, 1], [65, 3, 1100], [4, 70, 333], [97, 40_000, 50]]
+    {
         for (a, b) in [(Rows, Rows), (Rows, Columns), (Columns, Rows), (Columns, Columns)] {
             check_all_ways::<f32>(shape, [a, b, Rows], 1.0, true);
             check_all_ways::<f32>(shape, [a, b, Columns], 0.25, false);
@@ -168,9 +160,58 @@ fn an_infinite_or_nan_input_is_seen() {
         let b = Matrix::<f32>::random(30, 40, Layout::Rows, 2);
         a.values[7] = bad as f32;
         let mut out = Matrix::<f32>::random(20, 40, Layout::Rows, 3);
+        let (pool, product) = (Pool::new(1).expect("a thread"), (out.view_mut(), a.view(), b.view()));
         // SAFETY: as above.
-        unsafe { gemm_single(out.view_mut(), a.view(), b.view(), 1.0, false) };
+        unsafe { gemm_batched(&pool, 1, |_| product, 1.0, false) };
         assert!((0..40).all(|j| !out.get(0, j).is_finite()) && (0..40).all(|j| out.get(1, j).is_finite()));
+    }
+}
+
+#[test]
+fn what_is_stored_in_bf16_is_computed_in_f32_and_rounded_once() {
+    use Layout::{Apart, Columns, Rows};
+    for shape in [[1, 70, 130], [3, 33, 257], [7, 20, 31], [50, 300, 70], [130, 900, 600]] {
+        for layouts in [[Rows, Rows], [Apart, Columns], [Columns, Rows], [Columns, Columns]] {
+            for to in [Rows, Columns] {
+                for path in available() {
+                    bf16_stored(path, shape, [layouts[0], layouts[1], to]);
+                }
+            }
+        }
+    }
+}
+
+/// Holds a product of bf16 matrices against that of the same numbers in f32, to the bit.
+fn bf16_stored(path: Path, [m, k, n]: [usize; 3], layouts: [Layout; 3]) {
+    let rounded = |x: &f32| bf16::from_f32(*x);
+    let narrow = |wide: &Matrix<f32>| wide.values.iter().map(rounded).collect::<Vec<bf16>>();
+    let widened =
+        |wide: &Matrix<f32>| Matrix { values: narrow(wide).iter().map(|x| x.to_f32()).collect(), ..wide.clone() };
+    let stored = |values: &mut Vec<bf16>, wide: &Matrix<f32>| {
+        let values = Values::Bf16(values.as_mut_ptr().wrapping_add(wide.start()));
+        super::Matrix { values, ..wide.view() }
+    };
+    let (a, b) = (Matrix::<f32>::random(m, k, layouts[0], 1), Matrix::<f32>::random(k, n, layouts[1], 2));
+    let (mut a_bf16, mut b_bf16) = (narrow(&a), narrow(&b));
+    let (a, b) = (widened(&a), widened(&b));
+    let before = widened(&Matrix::random(m, n, layouts[2], 3));
+    let pool = Pool::new(2).expect("threads");
+    let mut sums = Matrix::<f32>::filled(m, n, layouts[2], || 0.0);
+    let product = (sums.view_mut(), a.view(), b.view());
+    // SAFETY: views of live vectors that hold them; outputs are separate.
+    unsafe { gemm_on(path, &pool, 1, |_| product, 1.5, false) };
+    for accumulate in [false, true] {
+        let mut out = narrow(&before);
+        let product = (stored(&mut out, &before), stored(&mut a_bf16, &a), stored(&mut b_bf16, &b));
+        // SAFETY: as above.
+        unsafe { gemm_on(path, &pool, 1, |_| product, 1.5, accumulate) };
+        for (place, (found, sum)) in out.iter().zip(&sums.values).enumerate() {
+            let expected = if accumulate { before.values[place] + sum } else { *sum };
+            // Places between the rows of the output hold what they held.
+            let inside = *sum != 0.0;
+            let expected = if inside { bf16::from_f32(expected) } else { bf16::from_f32(before.values[place]) };
+            assert_eq!(found.to_bits(), expected.to_bits(), "{m} {k} {n} {layouts:?} {accumulate} {path:?} at {place}");
+        }
     }
 }
 
