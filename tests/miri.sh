@@ -3,7 +3,7 @@
 # thread pool, the walk of the graph: tests/miri.sh [arguments of the test program, such as a name]
 #
 # Needs a nightly compiler with the components miri and rust-src. Miri interprets, so only small tests are run: a few minutes. The vector paths
-# (AVX2, AVX-512), the gemm crate's assembly and memory maps are beyond it.
+# (AVX2, AVX-512) and memory maps are beyond it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Threads of the pool outlive the tests, on purpose.

@@ -13,14 +13,15 @@ mod plan;
 
 use super::isa::{Path, dispatch_on, path};
 use super::math::{Float, round};
+use super::memory::{ALIGNMENT, Block};
 use super::parallel::{Pool, blocks};
-use bytemuck::{Pod, Zeroable};
 use few::FewRows;
 use half::bf16;
 use kernel::{Finish, Panels};
 use pack::{PackLeft, PackRight, Stored};
 use plan::Plan;
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Most values of k in a packed panel: a panel of a this deep, and one of b, stay in the first-level cache.
@@ -419,46 +420,40 @@ struct Parts<F>(*mut F);
 // SAFETY: each task writes parts of its own.
 unsafe impl<F: Send> Sync for Parts<F> {}
 
-/// The unit of buffers, which keeps panels on cache lines.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-type Lines = std::thread::LocalKey<Cell<Vec<Line>>>;
+type Place = std::thread::LocalKey<Cell<Option<Block>>>;
 
 thread_local! {
     /// Packed panels for all tasks of a product that this thread asked for, kept from call to call.
-    static SHARED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static SHARED: Cell<Option<Block>> = const { Cell::new(None) };
     /// What a task of this thread packs and sums, kept from task to task.
-    static OWN: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static OWN: Cell<Option<Block>> = const { Cell::new(None) };
 }
 
 /// A thread's buffer, taken out while it is used: a product within a product has one of its own.
 struct Buffer<F> {
-    lines: Vec<Line>,
+    block: Block,
     length: usize,
-    of: std::marker::PhantomData<F>,
+    of: PhantomData<F>,
 }
 
 impl<F: Float> Buffer<F> {
     /// Room for `length` values, with what was left in it.
-    fn take(place: &'static Lines, length: usize) -> Self {
-        let mut lines = place.take();
-        let needed = (length * size_of::<F>()).div_ceil(size_of::<Line>());
-        if lines.len() < needed {
-            // What it held is of no use: freed first, not copied.
-            drop(std::mem::take(&mut lines));
-            lines.resize(needed, Line([0; 64]));
-        }
-        Buffer { lines, length, of: std::marker::PhantomData }
+    fn take(place: &'static Place, length: usize) -> Self {
+        let bytes = (length * size_of::<F>()).max(1);
+        // One that is too small is freed first: what it holds is of no use.
+        let block = place.take().filter(|block| block.bytes() >= bytes);
+        let block = block.or_else(|| Block::zeroed(bytes.next_multiple_of(ALIGNMENT)));
+        let block = block.unwrap_or_else(|| std::alloc::handle_alloc_error(std::alloc::Layout::new::<F>()));
+        Buffer { block, length, of: PhantomData }
     }
 
     fn values(&mut self) -> &mut [F] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.length]
+        // SAFETY: the block has as many values, aligned and initialised, of a type that any bits are valid for.
+        unsafe { std::slice::from_raw_parts_mut(self.block.pointer().cast::<F>(), self.length) }
     }
 
-    fn give_back(self, place: &'static Lines) {
-        place.set(self.lines);
+    fn give_back(self, place: &'static Place) {
+        place.set(Some(self.block));
     }
 }
 

@@ -1,9 +1,10 @@
 //! Memory of the CPU backend: aligned blocks, kept for reuse when freed. Kernels reach them through [`Access`](super::access::Access).
 //!
 //! Giving blocks back to the system and faulting them in again costs a training step more than its arithmetic on small models, so freed blocks wait in
-//! size classes. A block is zeroed when it is first made and never holds uninitialised bytes.
+//! size classes. A block is zeroed when it is first made and never holds uninitialised bytes. Large ones lie on huge pages where the system
+//! has them: a product walks over more small pages than a processor remembers the places of.
 
-use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
+use std::alloc::{Layout as Allocation, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,6 +14,8 @@ use crate::{Error, Memory, Result};
 
 /// Blocks start at multiples of this many bytes: a whole number of cache lines and of vector registers.
 pub(crate) const ALIGNMENT: usize = 256;
+/// Size and alignment of a huge page.
+const HUGE: usize = 2 << 20;
 
 /// Freed blocks by size, and counters.
 #[derive(Default)]
@@ -22,8 +25,8 @@ pub(crate) struct Arena {
     peak: AtomicUsize,
 }
 
-/// One allocation. Owns its bytes.
-struct Block {
+/// One allocation. Owns its bytes, which are initialised.
+pub(super) struct Block {
     pointer: NonNull<u8>,
     bytes: usize,
 }
@@ -33,14 +36,48 @@ unsafe impl Send for Block {}
 
 impl Block {
     fn allocation(bytes: usize) -> Option<Allocation> {
-        Allocation::from_size_align(bytes, ALIGNMENT).ok()
+        Allocation::from_size_align(bytes, if bytes < 2 * HUGE { ALIGNMENT } else { HUGE }).ok()
     }
+
+    /// A block of `bytes` bytes, more than none; `None` if there is no memory.
+    pub(super) fn zeroed(bytes: usize) -> Option<Block> {
+        let allocation = Block::allocation(bytes).filter(|_| bytes > 0)?;
+        // SAFETY: the size is not zero.
+        let pointer = NonNull::new(unsafe { alloc(allocation) })?;
+        if allocation.align() == HUGE {
+            // SAFETY: whole pages inside the block, which nobody reads yet.
+            unsafe { advise_huge(pointer.as_ptr(), bytes / HUGE * HUGE) };
+        }
+        // SAFETY: the block was just allocated with this size.
+        unsafe { std::ptr::write_bytes(pointer.as_ptr(), 0, bytes) };
+        Some(Block { pointer, bytes })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn pointer(&self) -> *mut u8 {
+        self.pointer.as_ptr()
+    }
+}
+
+/// Asks for huge pages; a system that has none leaves the memory as it is.
+///
+/// # Safety
+/// `bytes` bytes from `start` on, both multiples of [`HUGE`], belong to the caller.
+unsafe fn advise_huge(start: *mut u8, bytes: usize) {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    // SAFETY: the caller's promise; the advice changes no content.
+    let _ = unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    let _ = (start, bytes);
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
         if let Some(allocation) = Block::allocation(self.bytes) {
-            // SAFETY: the block was made by alloc_zeroed with this very layout.
+            // SAFETY: the block was made by alloc with this very layout.
             unsafe { dealloc(self.pointer.as_ptr(), allocation) }
         }
     }
@@ -73,16 +110,13 @@ impl Arena {
         let block = match reused {
             Some(block) => block,
             None => {
-                let allocation = Block::allocation(class).ok_or_else(too_large)?;
-                // SAFETY: the size is not zero: a class is at least ALIGNMENT.
-                let mut pointer = NonNull::new(unsafe { alloc_zeroed(allocation) });
-                if pointer.is_none() {
+                let mut block = Block::zeroed(class);
+                if block.is_none() {
                     // Blocks of other sizes may be what is missing.
                     self.free.lock().unwrap_or_else(|e| e.into_inner()).clear();
-                    // SAFETY: as above.
-                    pointer = NonNull::new(unsafe { alloc_zeroed(allocation) });
+                    block = Block::zeroed(class);
                 }
-                Block { pointer: pointer.ok_or_else(too_large)?, bytes: class }
+                block.ok_or_else(too_large)?
             }
         };
         if cfg!(debug_assertions) {
@@ -124,6 +158,6 @@ impl CpuMemory {
     }
 
     pub(super) fn pointer(&self) -> *mut u8 {
-        self.block.as_ref().map_or(std::ptr::null_mut(), |b| b.pointer.as_ptr())
+        self.block.as_ref().map_or(std::ptr::null_mut(), Block::pointer)
     }
 }
