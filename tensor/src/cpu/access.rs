@@ -1,7 +1,7 @@
 //! Checked access of kernels to the elements of tensors: locks, and strided views of one Rust type.
 //!
 //! A kernel computes in f32 or f64. Where a tensor is stored in bf16, [`Access::converting`] gives the kernel an f32 copy of the view:
-//! an input is widened when its view is taken, an output is rounded to nearest even when the access ends. Kernels thus round once,
+//! an input is widened when its view is taken, and so is an output that is added to; an output is rounded to nearest even when the access ends. Kernels thus round once,
 //! at the end, whatever they sum.
 
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ use half::bf16;
 use super::copy::copy_views;
 use super::memory::CpuMemory;
 use super::parallel::Pool;
-use crate::{DType, Element, Error, Layout, Result, Tensor};
+use crate::{DType, Destination, Element, Error, Layout, Result, Tensor};
 
 enum Guard<'a> {
     Read { _guard: RwLockReadGuard<'a, ()> },
@@ -43,6 +43,14 @@ struct WideCopy {
 enum Use {
     Read,
     Write,
+}
+
+/// What a kernel does to an f32 copy.
+#[derive(Clone, Copy, PartialEq)]
+enum WideUse {
+    Read,
+    Written,
+    Changed,
 }
 
 impl<'a> Access<'a> {
@@ -99,23 +107,37 @@ impl<'a> Access<'a> {
     /// The elements of an input. The view must not outlive the access.
     pub(crate) fn view<'s, E: Element>(&'s self, tensor: &'s Tensor) -> Result<View<'s, E>> {
         debug_assert!(!self.guards.is_empty());
-        if let Some((pointer, layout)) = self.wide_copy::<E>(tensor, false)? {
+        if let Some((pointer, layout)) = self.wide_copy::<E>(tensor, WideUse::Read)? {
             return Ok(View { pointer, layout, elements: PhantomData });
         }
         Ok(View { pointer: typed::<E>(tensor)?, layout: *tensor.layout(), elements: PhantomData })
     }
 
-    /// The elements of an output.
+    /// The elements of an output, all of which are written without being read.
+    pub(crate) fn output<'s, E: Element>(&'s self, tensor: &'s Tensor) -> Result<ViewMut<'s, E>> {
+        self.writable(tensor, WideUse::Written)
+    }
+
+    /// The elements of an output, all of which are written, or added to.
+    pub(crate) fn destination<'s, E: Element>(&'s self, out: Destination<'s>) -> Result<ViewMut<'s, E>> {
+        self.writable(out.tensor, if out.accumulate { WideUse::Changed } else { WideUse::Written })
+    }
+
+    /// The elements of an output that may be read, and of which some may stay what they are.
     pub(crate) fn view_mut<'s, E: Element>(&'s self, tensor: &'s Tensor) -> Result<ViewMut<'s, E>> {
+        self.writable(tensor, WideUse::Changed)
+    }
+
+    fn writable<'s, E: Element>(&'s self, tensor: &'s Tensor, usage: WideUse) -> Result<ViewMut<'s, E>> {
         debug_assert!(self.guards.iter().any(|g| matches!(g, Guard::Write { .. })));
-        if let Some((pointer, layout)) = self.wide_copy::<E>(tensor, true)? {
+        if let Some((pointer, layout)) = self.wide_copy::<E>(tensor, usage)? {
             return Ok(ViewMut { pointer, layout, elements: PhantomData });
         }
         Ok(ViewMut { pointer: typed::<E>(tensor)?, layout: *tensor.layout(), elements: PhantomData })
     }
 
     /// The f32 copy of a bf16 tensor, with the order of the tensor's dimensions in memory; `None` where no copy is needed or allowed.
-    fn wide_copy<E: Element>(&self, tensor: &Tensor, written: bool) -> Result<Option<(*mut E, Layout)>> {
+    fn wide_copy<E: Element>(&self, tensor: &Tensor, usage: WideUse) -> Result<Option<(*mut E, Layout)>> {
         let Some(pool) = self.pool.filter(|_| tensor.dtype() == DType::BF16 && E::DTYPE == DType::F32) else {
             return Ok(None);
         };
@@ -123,7 +145,7 @@ impl<'a> Access<'a> {
         let layout = tensor.layout().packed()?;
         let memory = memory_of("access", tensor)?.sibling(layout.span().end * size_of::<f32>())?;
         let pointer = memory.pointer().cast::<f32>();
-        // Outputs too: the kernel may add to what is there. What is broadcast is copied once.
+        // What is broadcast is copied once.
         let once = |mut layout: Layout| {
             for (d, &stride) in tensor.strides().iter().enumerate() {
                 if stride == 0 && tensor.dim(d) > 1 {
@@ -132,9 +154,11 @@ impl<'a> Access<'a> {
             }
             Ok::<_, Error>(layout)
         };
-        let wide = ViewMut { pointer, layout: once(layout)?, elements: PhantomData };
-        copy_views(pool, wide, View { pointer: stored, layout: once(*tensor.layout())?, elements: PhantomData });
-        let back = written.then_some((stored, *tensor.layout()));
+        if usage != WideUse::Written {
+            let wide = ViewMut { pointer, layout: once(layout)?, elements: PhantomData };
+            copy_views(pool, wide, View { pointer: stored, layout: once(*tensor.layout())?, elements: PhantomData });
+        }
+        let back = (usage != WideUse::Read).then_some((stored, *tensor.layout()));
         self.copies.borrow_mut().push(WideCopy { memory, layout, back });
         Ok(Some((pointer.cast::<E>(), layout)))
     }

@@ -28,7 +28,7 @@ pub(super) fn cross_entropy(
 ) -> Result<()> {
     with_float!("cross_entropy", logits.dtype(), F => {
         let access = Access::converting(pool, "cross_entropy", &[logits, targets, weights], &[losses, lse])?;
-        let (losses, lse) = (access.view_mut::<F>(losses)?, access.view_mut::<F>(lse)?);
+        let (losses, lse) = (access.output::<F>(losses)?, access.output::<F>(lse)?);
         let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
         let weights = access.view::<F>(weights)?.slice();
         for_row_blocks(pool, &logits, |rows| {
@@ -51,7 +51,7 @@ pub(super) fn cross_entropy_backward(
     with_float!("cross_entropy_backward", logits.dtype(), F => {
         let inputs = [d_losses, logits, lse, targets, weights];
         let access = Access::converting(pool, "cross_entropy_backward", &inputs, &[d_logits.tensor])?;
-        let (accumulate, d_logits) = (d_logits.accumulate, access.view_mut::<F>(d_logits.tensor)?);
+        let (accumulate, d_logits) = (d_logits.accumulate, access.destination::<F>(d_logits)?);
         let (d_losses, lse) = (access.view::<F>(d_losses)?, access.view::<F>(lse)?);
         let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
         let weights = access.view::<F>(weights)?.slice();

@@ -144,7 +144,7 @@ vectorized! {
 pub(super) fn unary(pool: &Pool, out: &Tensor, op: Unary, x: &Tensor) -> Result<()> {
     with_float!("unary", out.dtype(), F => {
         let access = Access::converting(pool, "unary", &[x], &[out])?;
-        let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
+        let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
         let in_place = o.is_same(&x);
         let (rows, width) = rows_of(&[o.layout(), x.layout()]);
         let whole = o.layout().is_contiguous() && x.layout().is_contiguous();
@@ -262,7 +262,7 @@ pub(super) fn binary(pool: &Pool, out: Destination, op: Binary, a: &Tensor, b: &
     let Destination { tensor, accumulate } = out;
     with_float!("binary", tensor.dtype(), F => {
         let access = Access::converting(pool, "binary", &[a, b], &[tensor])?;
-        let o = access.view_mut::<F>(tensor)?;
+        let o = access.destination::<F>(out)?;
         let (a, b) = (access.view::<F>(a)?, access.view::<F>(b)?);
         let (left, right) = (o.is_same(&a), o.is_same(&b));
         let (rows, width) = rows_of(&[o.layout(), a.layout(), b.layout()]);

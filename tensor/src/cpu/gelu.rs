@@ -46,7 +46,7 @@ vectorized! {
 pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("gelu", x.dtype(), F => {
         let access = Access::converting(pool, "gelu", &[x], &[out])?;
-        let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
+        let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 8);
         pool.run(count, |b| {
             for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
@@ -62,7 +62,7 @@ pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 pub(super) fn gelu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("gelu_backward", x.dtype(), F => {
         let access = Access::converting(pool, "gelu_backward", &[d_out, x], &[d_x.tensor])?;
-        let (d, g, x) = (access.view_mut::<F>(d_x.tensor)?, access.view::<F>(d_out)?, access.view::<F>(x)?);
+        let (d, g, x) = (access.destination::<F>(d_x)?, access.view::<F>(d_out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), d_x.tensor.dim(1) * 8);
         pool.run(count, |b| {
             for r in b * per_block..((b + 1) * per_block).min(x.rows()) {

@@ -61,7 +61,7 @@ pub(super) fn layer_norm(
 ) -> Result<()> {
     with_float!("layer_norm", x.dtype(), F => {
         let access = Access::converting(pool, "layer_norm", &[x, weight, bias], &[out, mean, rstd])?;
-        let (o, m, s) = (access.view_mut::<F>(out)?, access.view_mut::<F>(mean)?, access.view_mut::<F>(rstd)?);
+        let (o, m, s) = (access.output::<F>(out)?, access.output::<F>(mean)?, access.output::<F>(rstd)?);
         let (x, weight, bias) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
         let (count, per_block) = blocks(x.rows(), weight.len() * 4);
         pool.run(count, |b| {
@@ -96,7 +96,7 @@ pub(super) fn layer_norm_backward(
         let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
         let weight = access.view::<F>(weight)?.slice();
         let (mean, rstd) = (access.view::<F>(mean)?.slice(), access.view::<F>(rstd)?.slice());
-        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.view_mut::<F>(d.tensor)?, d.accumulate))).transpose()?;
+        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.destination::<F>(d)?, d.accumulate))).transpose()?;
         let (rows, c) = (x.rows(), weight.len());
         // Each block holds a partial row of d_weight and one of d_bias.
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * 2 * c];

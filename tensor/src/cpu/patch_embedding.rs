@@ -26,7 +26,7 @@ pub(super) fn patch_embedding(pool: &Pool, out: &Tensor, table: &Tensor, ids: &T
         }
         let patch = ids.shape().last().copied().unwrap_or(1);
         let access = Access::converting(pool, "patch_embedding", &[table, ids], &[out])?;
-        let (out, table) = (access.view_mut::<F>(out)?, access.view::<F>(table)?);
+        let (out, table) = (access.output::<F>(out)?, access.view::<F>(table)?);
         let ids = access.view::<i32>(ids)?.slice();
         let width = table.layout().shape()[1];
         let (count, per_block) = blocks(out.rows(), width * (patch + 1));
@@ -118,7 +118,7 @@ pub(super) fn patch_embedding_backward(
         let order = access.view::<i32>(index.order())?.slice();
         let width = d_table.tensor.dim(1);
         let scatter = Scatter {
-            d_table: access.view_mut::<F>(d_table.tensor)?,
+            d_table: access.destination::<F>(d_table)?,
             accumulate: d_table.accumulate,
             d_out: access.view::<F>(d_out)?,
             order,

@@ -76,7 +76,7 @@ pub(super) fn reduce(pool: &Pool, out: Destination, op: Reduction, x: &Tensor) -
 
 /// Writes or adds `values` to the output in row-major order.
 fn store<F: Float + Element>(access: &Access, out: Destination, values: &[F]) -> Result<()> {
-    let view = access.view_mut::<F>(out.tensor)?;
+    let view = access.destination::<F>(out)?;
     for (i, &value) in values.iter().enumerate() {
         // SAFETY: inside the view's span, locked for writing; one thread.
         unsafe {

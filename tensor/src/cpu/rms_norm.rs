@@ -59,7 +59,7 @@ pub(super) fn put<F: Float>(accumulate: bool, out: &mut [F], x: &[F]) {
 pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
     with_float!("rms_norm", x.dtype(), F => {
         let access = Access::converting(pool, "rms_norm", &[x, weight], &[out, rstd])?;
-        let (o, s) = (access.view_mut::<F>(out)?, access.view_mut::<F>(rstd)?);
+        let (o, s) = (access.output::<F>(out)?, access.output::<F>(rstd)?);
         let (x, weight) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice());
         let (count, per_block) = blocks(x.rows(), weight.len() * 3);
         pool.run(count, |b| {
@@ -90,7 +90,7 @@ pub(super) fn rms_norm_backward(
         let access = Access::converting(pool, "rms_norm_backward", &[d_out, x, weight, rstd], &outputs)?;
         let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
         let (weight, rstd) = (access.view::<F>(weight)?.slice(), access.view::<F>(rstd)?.slice());
-        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.view_mut::<F>(d.tensor)?, d.accumulate))).transpose()?;
+        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.destination::<F>(d)?, d.accumulate))).transpose()?;
         let (rows, c) = (x.rows(), weight.len());
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
         each_mut(pool, &mut partial, c.max(1), |b, partial| {
@@ -117,7 +117,7 @@ pub(super) fn sum_blocks<F: Float + Element>(
     let Some(out) = out else { return Ok(()) };
     let (first, rest) = partial.split_at_mut(c);
     rest.chunks(c.max(1)).for_each(|p| put(true, first, p));
-    let view = access.view_mut::<F>(out.tensor)?;
+    let view = access.destination::<F>(out)?;
     // SAFETY: the only reference to the locked output.
     put(out.accumulate, unsafe { view.slice(0..c) }, first);
     Ok(())

@@ -34,7 +34,7 @@ vectorized! {
 pub(super) fn rope(pool: &Pool, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<()> {
     with_float!("rope", x.dtype(), F => {
         let access = Access::converting(pool, "rope", &[x, cos, sin], &[out])?;
-        let o = access.view_mut::<F>(out)?;
+        let o = access.output::<F>(out)?;
         let (view, cos, sin) = (access.view::<F>(x)?, access.view::<F>(cos)?, access.view::<F>(sin)?);
         let in_place = o.is_same(&view);
         let sign = if inverse { -F::ONE } else { F::ONE };

@@ -32,7 +32,7 @@ vectorized! {
 pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("softmax", x.dtype(), F => {
         let access = Access::converting(pool, "softmax", &[x], &[out])?;
-        let (o, x) = (access.view_mut::<F>(out)?, access.view::<F>(x)?);
+        let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 16);
         pool.run(count, |b| {
             for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
@@ -48,7 +48,7 @@ pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 pub(super) fn softmax_backward(pool: &Pool, d_x: Destination, d_y: &Tensor, y: &Tensor) -> Result<()> {
     with_float!("softmax_backward", y.dtype(), F => {
         let access = Access::converting(pool, "softmax_backward", &[d_y, y], &[d_x.tensor])?;
-        let (d, g, y) = (access.view_mut::<F>(d_x.tensor)?, access.view::<F>(d_y)?, access.view::<F>(y)?);
+        let (d, g, y) = (access.destination::<F>(d_x)?, access.view::<F>(d_y)?, access.view::<F>(y)?);
         let (count, per_block) = blocks(y.rows(), d_x.tensor.dim(1) * 4);
         pool.run(count, |b| {
             for r in b * per_block..((b + 1) * per_block).min(y.rows()) {

@@ -36,7 +36,7 @@ pub(in crate::cpu) fn causal_attention_backward(
     with_float!("causal_attention_backward", q.dtype(), F => {
         let tensors = gradients.map(|g| g.tensor);
         let access = Access::converting(pool, "causal_attention_backward", &[d_out, q, k, v, out, lse], &tensors)?;
-        let output = |i: usize| Ok(Output { view: access.view_mut::<F>(tensors[i])?, add: gradients[i].accumulate });
+        let output = |i: usize| Ok(Output { view: access.destination::<F>(gradients[i])?, add: gradients[i].accumulate });
         let backward = Backward {
             sizes,
             q: access.view::<F>(q)?,

@@ -37,8 +37,8 @@ pub(in crate::cpu) fn causal_attention(
             q: access.view::<F>(q)?,
             k: access.view::<F>(k)?,
             v: access.view::<F>(v)?,
-            out: access.view_mut::<F>(out)?,
-            lse: access.view_mut::<F>(lse)?,
+            out: access.output::<F>(out)?,
+            lse: access.output::<F>(lse)?,
             scale: F::from_f64(scale),
         };
         let heads = sizes.batch * sizes.heads;
