@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cudarc::driver::sys::{self, CUresult};
-use patchgpt_tensor::{Memory, Result};
+use patchgpt_tensor::{Memory, Result, in_words};
 
 use crate::emulator;
 use crate::error::{backend, describe};
@@ -58,15 +58,6 @@ impl Account {
         let named: Vec<String> =
             sizes.iter().take(5).map(|&(size, count)| format!("{count} x {}", in_words(size))).collect();
         named.join(", ")
-    }
-}
-
-/// Bytes for people.
-fn in_words(bytes: usize) -> String {
-    let units = [(1usize << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-    match units.iter().find(|&&(unit, _)| bytes >= unit) {
-        Some(&(unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
-        None => format!("{bytes} bytes"),
     }
 }
 
@@ -196,22 +187,14 @@ impl Context {
         // SAFETY: the context is current and the pointers valid.
         let known = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } == CUresult::CUDA_SUCCESS;
         let account = self.account();
-        let card = match known {
-            true => format!(" {} of the device's {} are free.", in_words(free), in_words(total)),
-            false => String::new(),
+        let mut detail = match account.held {
+            0 => String::new(),
+            _ => format!(" (most of it as {})", account.largest()),
         };
-        let held = match account.held {
-            0 => "no tensors hold any".to_string(),
-            held => format!("tensors hold {} (most of it in {})", in_words(held), account.largest()),
-        };
-        backend(
-            &self.name,
-            format!(
-                "out of memory: {} asked for, {held}.{card} Less is needed with a smaller --set train.micro_batch (the step stays the same), \
-                 --set train.recompute=true, --dtype bf16, a smaller --batch-size or --seq-len, or a smaller model",
-                in_words(bytes)
-            ),
-        )
+        if known {
+            detail += &format!(", {} of the device's {} free", in_words(free), in_words(total));
+        }
+        patchgpt_tensor::Error::OutOfMemory { device: self.name.clone(), bytes, held: account.held, detail }
     }
 }
 

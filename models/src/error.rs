@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use patchgpt_tensor::in_words;
+
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -35,6 +37,26 @@ pub enum Error {
     /// Metrics that cannot be written (a number that is not finite) or a `metrics.jsonl` that is damaged.
     #[error("{0}")]
     Metrics(String),
+    /// A training step for which the device has not enough memory.
+    #[error(
+        "out of memory on {device}: {} asked for, {} held{detail}. Held by: {}. Less is needed with a smaller --set train.micro_batch (the \
+         step stays the same), --set train.recompute=true, --dtype bf16, a smaller --batch-size or --seq-len, or a smaller model",
+        in_words(*bytes),
+        in_words(*held),
+        parts.iter().map(|(what, bytes)| format!("{what} {}", in_words(*bytes))).collect::<Vec<_>>().join(", ")
+    )]
+    OutOfMemory {
+        /// Name of the device.
+        device: String,
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes held.
+        held: usize,
+        /// What the device says beside that.
+        detail: String,
+        /// What holds them, with bytes.
+        parts: Vec<(&'static str, usize)>,
+    },
     /// A tensor op that refused its arguments, or a device that failed or ran out of memory.
     #[error(transparent)]
     Tensor(#[from] patchgpt_tensor::Error),

@@ -94,6 +94,7 @@ impl Buffer {
             device: device.to_string(),
             bytes: usize::MAX,
             held: 0,
+            detail: String::new(),
         })?;
         let memory = device.backend().allocate(bytes)?;
         Ok(Arc::new(Buffer {

@@ -56,7 +56,9 @@ pub enum Error {
     },
     /// The device could not provide memory.
     #[error(
-        "out of memory on {device}: {bytes} bytes asked for, {held} bytes held; use a smaller batch, a shorter sequence or a smaller model"
+        "out of memory on {device}: {} asked for, {} held by tensors{detail}; use a smaller batch, a shorter sequence or a smaller model",
+        in_words(*bytes),
+        in_words(*held)
     )]
     OutOfMemory {
         /// Name of the device.
@@ -65,6 +67,8 @@ pub enum Error {
         bytes: usize,
         /// Bytes that live tensors of this device hold.
         held: usize,
+        /// What else the device knows, such as what is free; continues the sentence.
+        detail: String,
     },
     /// A value that the op does not accept.
     #[error("{op}: {message}")]
@@ -86,6 +90,15 @@ pub enum Error {
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Bytes for people: `1.5 GiB`.
+pub fn in_words(bytes: usize) -> String {
+    let units = [(1usize << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    match units.iter().find(|&&(unit, _)| bytes >= unit) {
+        Some(&(unit, name)) => format!("{:.1} {name}", bytes as f64 / unit as f64),
+        None => format!("{bytes} bytes"),
+    }
+}
 
 impl Error {
     /// A shape error of `op`.

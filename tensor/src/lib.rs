@@ -24,7 +24,7 @@ pub use backend::{
 };
 pub use device::{Buffer, Device, Memory};
 pub use dtype::{DType, Element};
-pub use error::{Error, Result};
+pub use error::{Error, Result, in_words};
 pub use index::ScatterIndex;
 pub use layout::{Layout, MAX_RANK, broadcast_shape};
 pub use limits::Limits;

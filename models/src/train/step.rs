@@ -4,7 +4,7 @@
 //! loss = sum over valid targets of weight * -log p(target) / M, M the weight of all valid targets of the step; clipping by the
 //! global norm; AdamW.
 
-use patchgpt_tensor::Tensor;
+use patchgpt_tensor::{Error as TensorError, Tensor};
 
 use crate::data::Batch;
 use crate::gpt::{Gpt, TrainBatch, mean_scale};
@@ -29,8 +29,39 @@ pub(super) fn valid_weight(passes: &[Batch]) -> f64 {
 /// norm of the gradient, 0 for no limit.
 ///
 /// # Errors
-/// Batches that do not fit the model, a learning rate that is not finite, a failure of the device.
+/// Batches that do not fit the model, a learning rate that is not finite, a failure of the device; of one that runs out of memory, with
+/// what holds it.
 pub fn step(
+    gpt: &Gpt,
+    optimizer: &mut AdamW,
+    passes: &[Batch],
+    target_weights: &[f64],
+    learning_rate: f64,
+    clip: f64,
+) -> Result<Step> {
+    make(gpt, optimizer, passes, target_weights, learning_rate, clip).map_err(|error| explained(error, gpt, optimizer))
+}
+
+/// An error for want of memory with what holds it; any other as it is.
+fn explained(error: Error, gpt: &Gpt, optimizer: &AdamW) -> Error {
+    let (Error::Tensor(tensor) | Error::Autograd(patchgpt_autograd::Error::Tensor(tensor))) = error else {
+        return error;
+    };
+    let TensorError::OutOfMemory { device, bytes, held, detail } = tensor else { return Error::Tensor(tensor) };
+    let parameters = gpt.parameters();
+    let size = |tensor: &Tensor| tensor.len() * tensor.dtype().size();
+    let rounded = if parameters.dtype() == parameters.values().dtype() { 0 } else { parameters.dtype().size() };
+    let mut parts = vec![
+        ("weights", size(parameters.values()) + parameters.values().len() * rounded),
+        ("gradients", size(parameters.gradients())),
+        ("moments", size(optimizer.first_moment()) + size(optimizer.second_moment())),
+    ];
+    let known: usize = parts.iter().map(|(_, bytes)| bytes).sum();
+    parts.push(("activations and what ops work with", held.saturating_sub(known)));
+    Error::OutOfMemory { device, bytes, held, detail, parts }
+}
+
+fn make(
     gpt: &Gpt,
     optimizer: &mut AdamW,
     passes: &[Batch],

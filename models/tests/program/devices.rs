@@ -1,6 +1,6 @@
 //! The devices of the program: what it lists, and training on the emulated CUDA device beside the CPU.
 
-use crate::run::Place;
+use crate::run::{Finished, Place, SMALL};
 
 #[test]
 fn devices_are_listed_or_what_is_missing_for_them() {
@@ -27,4 +27,26 @@ fn the_emulated_device_follows_the_cpu() {
     // A run of one device is evaluated on another.
     let on = |device: &str| place.run(&["eval", "emulated", "--device", device, "--windows=1", "--json"]).ok().out;
     assert!(on("cpu").contains("loss") && on("cuda:emulated").contains("loss"));
+}
+
+#[test]
+fn a_device_without_memory_for_a_step_says_what_holds_it() {
+    let place = Place::new();
+    let wide = ["--set=model.hidden=64", "--seq-len=64", "--batch-size=64", "--set=train.evaluation_windows=1"];
+    let flags = [&["train", "--out=run", "--device=cuda:emulated"], SMALL, &wide].concat();
+    // Room for cuBLAS, the model and an evaluation, not for the activations of a step.
+    let output = place.command(&flags).env("PATCHGPT_EMULATOR_MEMORY", (36 << 20).to_string()).output();
+    Finished::from(output.expect("the program")).fails(
+        1,
+        &[
+            "out of memory on cuda:emulated",
+            "asked for",
+            "weights",
+            "gradients",
+            "moments",
+            "activations",
+            "train.micro_batch",
+            "free",
+        ],
+    );
 }

@@ -101,7 +101,8 @@ impl Arena {
     }
 
     pub(crate) fn allocate(self: &Arc<Self>, bytes: usize, device: &str) -> Result<CpuMemory> {
-        let too_large = || Error::OutOfMemory { device: device.to_string(), bytes, held: self.held() };
+        let too_large =
+            || Error::OutOfMemory { device: device.to_string(), bytes, held: self.held(), detail: String::new() };
         if bytes > isize::MAX as usize / 2 {
             return Err(too_large());
         }
