@@ -3,9 +3,9 @@
 #
 #     tests/mutants.sh kernels|ops|gradcheck|model|regimes [arguments of cargo mutants, such as --shard 0/8 or --list]
 #
-# Needs cargo-mutants (cargo install cargo-mutants). Each mutant costs a build and a run of the tests that are about it; what happened is in
-# mutants.out: `missed.txt` lists the survivors. A mutant that only changes how work is cut or memory is reused computes the same numbers
-# and survives rightly.
+# Needs cargo-mutants (cargo install cargo-mutants). Each mutant costs a build and a run of the tests that are about it, some ten seconds in
+# all; what happened is in mutants.out: `missed.txt` lists the survivors. A mutant that only changes how work is cut, which random numbers are
+# drawn or how memory is reused computes the same numbers and survives rightly.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 area=${1:?kernels, ops, gradcheck, model or regimes}
@@ -19,17 +19,17 @@ case $area in
     ops)
         files=('autograd/src/ops/*.rs')
         packages=patchgpt-autograd,patchgpt-tests
-        tests=(--test autograd --test conformance --test gradients)
+        tests=(--lib --test autograd --test conformance --test gradients)
         ;;
     gradcheck)
         files=('autograd/src/gradcheck/*.rs')
         packages=patchgpt-autograd,patchgpt-tests
-        tests=(--test autograd --test gradients)
+        tests=(--lib --test autograd --test gradients)
         ;;
     model)
         files=('models/src/gpt/*.rs' 'models/src/hub/*.rs' 'models/src/inspect.rs')
         packages=patchgpt-models,patchgpt-tests
-        tests=(--lib --test gpt --test hub --test program --test parity --test oracle --test whole_model)
+        tests=(--lib --test gpt --test bf16 --test hub --test program --test parity --test oracle --test whole_model)
         ;;
     regimes)
         files=('models/src/regime.rs' 'models/src/data/batch.rs' 'models/src/data/window.rs')
@@ -41,6 +41,8 @@ case $area in
         exit 2
         ;;
 esac
+# Little optimisation and no debug information: most of the time goes to builds.
+export CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_PROFILE_DEV_DEBUG=0
 selected=()
 for file in "${files[@]}"; do selected+=(--file "$file"); done
 exec cargo mutants --workspace "${selected[@]}" --test-package "$packages" --exclude '**/tests.rs' --exclude '**/*_tests.rs' "$@" -- "${tests[@]}"

@@ -193,6 +193,10 @@ mod tests {
     fn mistakes_name_the_values_and_the_remedy() {
         let zero = Regime::patch(0).validate(8, 2).unwrap_err();
         assert!(zero.to_string().contains("patch size is 0") && zero.exit_code() == 2);
+        for one_of_two in [Regime { input_patch: 0, ..Regime::token() }, Regime { target_patch: 0, ..Regime::token() }]
+        {
+            assert!(one_of_two.validate(8, 2).unwrap_err().to_string().contains("patch size is 0"));
+        }
         assert!(Regime::patch(4).validate(250, 3).is_ok(), "K must divide T and B only where they count tokens");
 
         let context = Regime { context: PatchContext::Tokens, ..Regime::patch(4) };

@@ -87,11 +87,12 @@ fn cached_logits_are_those_of_the_full_pass() {
         // The prompt in one piece, in two, and token by token.
         for pieces in [vec![12], vec![5, 7], vec![1; 12], vec![4, 1, 1, 6]] {
             let mut cache = gpt.cache(12).unwrap();
+            assert!(cache.is_empty());
             let mut read = 0;
             for piece in pieces {
                 let last = gpt.decode(&text[read..read + piece], &mut cache).unwrap();
                 read += piece;
-                assert_eq!(cache.len(), read);
+                assert_eq!((cache.len(), cache.is_empty()), (read, false));
                 for (found, expected) in last.to_f64_vec().unwrap().iter().zip(&full[read - 1]) {
                     assert!((found - expected).abs() < 1e-5, "{dialect} at {read}: {found} instead of {expected}");
                 }
@@ -255,6 +256,46 @@ fn training_learns_a_repeating_text() {
     }
 }
 
+/// Norms begin as ones, biases as zeros, matrices normal; GPT-2's projections into the residual stream are narrower by sqrt(2 layers).
+#[test]
+fn initial_values_have_the_stated_spread() {
+    for dialect in DIALECTS {
+        let gpt = model(dialect, DType::F64, 1);
+        for tensor in hub::tensors(gpt.config()) {
+            let parameter = gpt.parameters().get(&tensor.parameter).unwrap();
+            let values = tensor.view(&parameter.view(gpt.parameters().values()).unwrap()).unwrap();
+            let values = values.to_f64_vec().unwrap();
+            if tensor.shape.len() == 1 {
+                let constant = if tensor.name.ends_with("bias") { 0.0 } else { 1.0 };
+                assert!(values.iter().all(|&value| value == constant), "{}", tensor.name);
+                continue;
+            }
+            let spread = if tensor.name.contains("c_proj") { 0.2 / 6f64.sqrt() } else { 0.2 };
+            let count = values.len() as f64;
+            let found = (values.iter().map(|x| x * x).sum::<f64>() / count).sqrt();
+            // Four standard errors of a standard deviation, and of a mean.
+            assert!((found / spread - 1.0).abs() < 4.0 / (2.0 * count).sqrt(), "{}: {found}", tensor.name);
+            assert!((values.iter().sum::<f64>() / count).abs() < 4.0 * spread / count.sqrt(), "{}", tensor.name);
+        }
+    }
+}
+
+/// Recomputation keeps less in memory, and a model that only reads does not know of it.
+#[test]
+fn recomputation_saves_memory_and_does_not_touch_decoding() {
+    for dialect in DIALECTS {
+        let [kept, recomputed] = [false, true].map(|recompute| {
+            let gpt = model(dialect, DType::F32, 1).with_recompute(recompute);
+            let last = gpt.decode(&ids(5, 3), &mut gpt.cache(8).unwrap()).unwrap().to_f64_vec().unwrap();
+            let batch = TrainBatch::from_windows(&ids(32 * 13, 2), 32, &Regime::token(), &gpt).unwrap();
+            gpt.loss(&batch, &batch.mean_scale().unwrap()).unwrap().backward().unwrap();
+            (gpt.device().backend().memory_peak().unwrap(), last)
+        });
+        assert_eq!(kept.1, recomputed.1, "{dialect}");
+        assert!((recomputed.0 as f64) < 0.75 * kept.0 as f64, "{dialect}: {} bytes, kept {}", recomputed.0, kept.0);
+    }
+}
+
 #[test]
 fn mistakes_are_errors_that_name_the_values() {
     let gpt = model(Dialect::Llama, DType::F32, 1);
@@ -272,19 +313,30 @@ fn mistakes_are_errors_that_name_the_values() {
     };
     assert!(windows(10, 0, Regime::token()).unwrap().contains("0 windows"));
     assert!(windows(11, 2, Regime::patch(2)).unwrap().contains("11 tokens"));
-    assert!(windows(2, 1, Regime::patch(2)).is_some(), "no position fits");
+    assert!(windows(2, 1, Regime::patch(2)).unwrap().contains("2 tokens do not make 1 windows"), "no position fits");
     assert!(windows(8, 2, Regime::patch(0)).is_some());
+    let no_target = Regime { target_patch: 0, ..Regime::patch(2) };
+    assert!(windows(8, 2, no_target).unwrap().contains("windows of T*2 + 0 tokens"));
     assert!(windows(8, 2, Regime::patch(2)).is_none());
 
     let inputs = Inputs::new(&ids(6, 0), 2, 3, VOCABULARY, gpt.device()).unwrap();
     let batch = TrainBatch::with_targets(inputs.clone(), &[-100; 6], &[1.0], DType::F32).unwrap();
     assert!(batch.mean_scale().err().unwrap().to_string().contains("at least one"));
-    assert!(TrainBatch::with_targets(inputs, &[1; 5], &[1.0], DType::F32).is_err());
-    assert!(Inputs::new(&ids(5, 0), 2, 3, VOCABULARY, gpt.device()).is_err());
+    for (targets, weights) in [(&[1; 5][..], &[1.0][..]), (&[], &[])] {
+        let message = TrainBatch::with_targets(inputs.clone(), targets, weights, DType::F32).err().unwrap().to_string();
+        assert!(message.contains(&format!("{} targets for 2 sequences", targets.len())), "{message}");
+    }
+    for count in [0, 5] {
+        let message = Inputs::new(&ids(count, 0), 2, 3, VOCABULARY, gpt.device()).err().unwrap().to_string();
+        assert!(message.contains(&format!("{count} ids")), "{message}");
+    }
 
     let mut cache = gpt.cache(4).unwrap();
     assert!(gpt.decode(&[], &mut cache).is_err());
     assert!(gpt.decode(&ids(5, 0), &mut cache).err().unwrap().to_string().contains('5'));
+    gpt.decode(&ids(3, 0), &mut cache).unwrap();
+    let message = gpt.decode(&ids(2, 0), &mut cache).err().unwrap().to_string();
+    assert!(message.contains("between 1 and 1 tokens") && message.contains("3 of which are taken; got 2"), "{message}");
     let zero = ModelConfig { heads: 3, ..config(Dialect::Llama) };
     assert!(Gpt::new(&zero, DType::F32, gpt.device(), 0).is_err());
 }

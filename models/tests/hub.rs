@@ -216,6 +216,45 @@ fn all_that_does_not_fit_is_listed() {
 }
 
 #[test]
+fn a_tensor_that_no_model_has_is_named_beside_a_tied_head() {
+    let folder = saved(Dialect::Gpt2);
+    let error = changed(folder.path(), |tensors| {
+        let table = tensors.iter().find(|(name, ..)| name.ends_with("wte.weight")).unwrap().clone();
+        tensors.push(("transformer.wte.copy".into(), table.1, table.2, table.3));
+    });
+    let message = error.err().unwrap().to_string();
+    assert!(message.contains("1 unexpected: transformer.wte.copy"), "{message}");
+}
+
+/// Before a model of that size is made: its memory may not be there.
+#[test]
+fn files_that_are_too_small_for_the_model_are_refused_by_their_size() {
+    for dialect in DIALECTS {
+        let folder = saved(dialect);
+        let key = if dialect == Dialect::Llama { "num_hidden_layers" } else { "n_layer" };
+        let path = folder.path().join("config.json");
+        let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        // Four bytes a parameter are there, two are enough to try.
+        let layers = json[key].as_u64().unwrap();
+        for (times, too_small) in [(1, false), (8, true), (1 << 20, true)] {
+            json[key] = (times * layers).into();
+            std::fs::write(&path, json.to_string()).unwrap();
+            match hub::load(folder.path(), DType::F32, &device()) {
+                Err(error) => assert!(too_small && error.to_string().contains("cannot hold the"), "{times}: {error}"),
+                Ok(_) => assert!(!too_small, "{times}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn one_file_goes_before_an_index() {
+    let folder = saved(Dialect::Llama);
+    std::fs::write(folder.path().join("model.safetensors.index.json"), "no JSON").unwrap();
+    assert!(hub::load(folder.path(), DType::F32, &device()).is_ok());
+}
+
+#[test]
 fn damaged_files_are_errors() {
     for dialect in DIALECTS {
         let folder = saved(dialect);

@@ -20,6 +20,8 @@ pub(super) struct Difference {
     pub(super) numeric: f64,
     pub(super) step: f64,
     pub(super) uncertainty: f64,
+    /// What brings the errors into the units of the scale: 1, or how far an element moves that is named in place of a direction.
+    pub(super) unit: f64,
 }
 
 impl Difference {
@@ -100,6 +102,7 @@ impl<F: Fn(&[Var]) -> Result<Var>> Problem<'_, F> {
             numeric: extrapolate(fine.numeric, coarse.numeric),
             step: single.map_or(step, |m| step * m.by.abs()),
             uncertainty: change.abs() / 3.0 + 2.0 * fine.rounding,
+            unit: 1.0,
         })
     }
 
@@ -127,7 +130,7 @@ impl<F: Fn(&[Var]) -> Result<Var>> Problem<'_, F> {
         Ok(Slope { numeric: rise.value() / width, analytic: predicted / width, rounding: rounding / width.abs() })
     }
 
-    /// The element that contributes most to the error along `moves`, found by halving.
+    /// The element that contributes most to the error along `moves`, found by halving; its unit is how far it moves.
     pub(super) fn localise(&self, input: usize, moves: &[Move], gradient: &[f64], step: f64) -> Result<Difference> {
         let mut range = moves;
         while range.len() > 1 {
@@ -136,7 +139,8 @@ impl<F: Fn(&[Var]) -> Result<Var>> Problem<'_, F> {
             let r = self.difference(input, right, gradient, step)?.error();
             range = if l.is_nan() || l >= r { left } else { right };
         }
-        self.difference(input, range, gradient, step)
+        let unit = range.iter().map(|m| m.by.abs()).sum();
+        Ok(Difference { unit, ..self.difference(input, range, gradient, step)? })
     }
 }
 
@@ -156,5 +160,19 @@ impl Sum {
 
     fn value(&self) -> f64 {
         self.sum + self.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sum;
+
+    #[test]
+    fn a_sum_keeps_what_rounding_takes() {
+        for terms in [[1.0, 1e100, 1.0, -1e100], [1e100, 1.0, -1e100, 1.0], [1.0, 1.0, 1e100, -1e100]] {
+            let mut sum = Sum::default();
+            terms.iter().for_each(|&term| sum.add(term));
+            assert_eq!(sum.value(), 2.0, "{terms:?}");
+        }
     }
 }

@@ -132,22 +132,22 @@ impl InputReport {
         let (mut agreed, mut excused, mut failed) = (0, 0, 0);
         let mut worst: Option<&Difference> = None;
         for d in found {
-            let error = d.error();
+            let (error, uncertainty) = (d.error() * d.unit, d.uncertainty * d.unit);
             let within = match zero {
                 true => !error.is_nan() && d.analytic.abs().max(d.numeric.abs()) <= d.uncertainty,
                 // Where the differences are as uncertain as the gradient is large, agreement says nothing.
-                false => error <= options.tolerance * scale && d.uncertainty < scale,
+                false => error <= options.tolerance * scale && uncertainty < scale,
             };
             if within {
                 agreed += 1;
-            } else if !zero && error <= d.uncertainty.max(options.absolute) {
+            } else if !zero && error <= uncertainty.max(options.absolute) {
                 excused += 1;
             } else {
                 failed += 1;
             }
             // A NaN is worse than any number.
             let badness = |error: f64| if error.is_nan() { f64::INFINITY } else { error };
-            if worst.is_none_or(|w| badness(error) > badness(w.error())) {
+            if worst.is_none_or(|w| badness(error) > badness(w.error() * w.unit)) {
                 worst = Some(d);
             }
         }

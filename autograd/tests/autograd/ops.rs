@@ -74,7 +74,7 @@ fn binary() {
 
 #[test]
 fn products() {
-    let pairs: [(&[usize], &[usize]); 8] = [
+    let pairs: [(&[usize], &[usize]); 11] = [
         (&[2, 3], &[3, 4]),
         (&[1, 1], &[1, 1]),
         (&[3, 2, 3], &[3, 4]),
@@ -83,6 +83,10 @@ fn products() {
         (&[2, 1, 1, 3], &[2, 3, 2]),
         (&[2, 2, 3], &[2, 3, 5]),
         (&[1, 2, 3], &[2, 3, 2]),
+        // Some of the leading dimensions are shared, on either side or on both.
+        (&[2, 3, 1, 2], &[3, 2, 1]),
+        (&[3, 1, 2], &[2, 3, 2, 1]),
+        (&[2, 1, 1, 2], &[1, 3, 2, 1]),
     ];
     for (a, b) in pairs {
         for a in layouts(a, normal, 1) {
@@ -288,6 +292,22 @@ fn linear_cross_entropy_is_its_parts() {
     for (a, b) in a.iter().zip(&b) {
         assert!(a.gradient().unwrap().max_abs_diff(&b.gradient().unwrap()).unwrap() < 1e-12);
     }
+}
+
+/// The weight's gradient, a sum over many rows, is kept in f32 until it is added to a gradient in f32.
+#[test]
+fn the_head_of_a_bf16_model_does_not_round_its_weight_gradient() {
+    let narrow = |x: Tensor| x.cast(DType::BF16).unwrap();
+    let d_weight = Tensor::zeros(&[5, 4], DType::F32, &device()).unwrap();
+    let weight = Var::parameter_with_gradient(narrow(normal(&[5, 4], 2)), d_weight.clone()).unwrap();
+    let x = Var::parameter(narrow(normal(&[9, 4], 1)));
+    let (weights, scale) = (normal(&[2], 3).cast(DType::F32).unwrap(), Tensor::scalar(1.0, DType::F32, &device()));
+    let loss = x.linear_cross_entropy(&weight, &targets(9, 2, 5), &weights, &scale.unwrap()).unwrap();
+    loss.backward().unwrap();
+    assert_eq!(x.gradient().unwrap().dtype(), DType::BF16);
+    let rounded = narrow(d_weight.clone()).to_f64_vec().unwrap();
+    let exact = d_weight.to_f64_vec().unwrap();
+    assert!(exact.iter().zip(&rounded).filter(|(exact, rounded)| exact != rounded).count() > 10);
 }
 
 /// Inputs without elements give gradients without elements, or zero where a parameter has some.

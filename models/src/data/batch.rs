@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
+use patchgpt_tensor::IGNORE_INDEX;
+
 use super::sampler::Sampler;
 use super::token_file::TokenFile;
 use super::window::{Window, WindowShape};
 use crate::error::{Error, Result};
-
-/// The target that is not scored; the only negative id there is.
-pub const IGNORE_INDEX: i32 = -100;
 
 /// Positions of a list of ids, stably sorted by id, in compressed rows.
 #[derive(Clone, Debug, PartialEq, Eq)]

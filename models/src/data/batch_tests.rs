@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use patchgpt_tensor::IGNORE_INDEX;
+
 use super::{
-    Batch, EvaluationSet, IGNORE_INDEX, InvertedIndex, Loader, Sampler, SplitMix64, StageBatches, StageShape,
-    TokenFile, TokenFileWriter, Tokenizer, Window, WindowShape,
+    Batch, EvaluationSet, InvertedIndex, Loader, Sampler, SplitMix64, StageBatches, StageShape, TokenFile,
+    TokenFileWriter, Tokenizer, Window, WindowShape,
 };
 
 fn random_ids(count: usize, vocabulary: u64) -> Vec<i32> {

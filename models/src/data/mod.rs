@@ -24,7 +24,7 @@ mod tokenizer_tests;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use batch::{Batch, IGNORE_INDEX, InvertedIndex, StageBatches};
+pub use batch::{Batch, InvertedIndex, StageBatches};
 pub use evaluation::EvaluationSet;
 pub use loader::Loader;
 pub use permutation::{SplitMix64, permutation};

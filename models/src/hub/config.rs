@@ -322,6 +322,17 @@ mod tests {
             let message = from_json(&json, "folder/config.json").unwrap_err().to_string();
             assert!(message.contains(key) && message.contains("folder/config.json"), "{key} = {value}: {message}");
         }
+        for (key, value, remedy) in [
+            (
+                "hidden_act",
+                json!("gelu"),
+                "`hidden_act` is \"gelu\", which this model does not support; it must be silu or swish",
+            ),
+            ("mlp_bias", json!(true), "`mlp_bias` is true, which this model does not support; it must be false"),
+        ] {
+            let message = from_json(&with("tiny", key, value), "config.json").unwrap_err().to_string();
+            assert!(message.contains(remedy), "{message}");
+        }
     }
 
     #[test]
