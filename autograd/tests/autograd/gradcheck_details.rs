@@ -54,7 +54,7 @@ impl Function for Square {
 /// What a backward owes its callers is judged relative to its gradient, however small or large that is.
 #[test]
 fn contracts_hold_at_every_scale() {
-    for factor in [1e-15, 1e-6, 1.0, 1e6, 1e15] {
+    for factor in [1e-15, 1e-6, 1.0, 1e6, 1e17] {
         let check = |overwrites: bool| {
             let f = |v: &[Var]| Ok(apply(Square { factor, overwrites }, &[&v[0]])?.remove(0));
             gradcheck(f, &[normal(&[3, 5], 1)], &Options::default()).unwrap()
@@ -145,6 +145,18 @@ fn directions_are_random_in_every_element() {
         assert_eq!(report.verdict(), Verdict::Failed, "{size}: {report}");
         let index = report.inputs[0].worst.as_ref().unwrap().index.as_ref().unwrap();
         assert!(index[0] < 2, "{size}: {report}");
+    }
+}
+
+/// An error that all elements share is none's to blame.
+#[test]
+fn no_element_is_named_for_what_all_share() {
+    let slightly = |v: &[Var]| v[0].affine(1.0 - 3e-6, 0.0)?.add(&v[0].detach().affine(3e-6, 0.0)?);
+    for size in [1.0, 1e3] {
+        let x = Tensor::full(&[200], size, DType::F64, &device()).unwrap();
+        let report = gradcheck(slightly, &[x], &along_directions(20)).unwrap();
+        assert_eq!(report.verdict(), Verdict::Failed, "{report}");
+        assert_eq!(report.inputs[0].worst.as_ref().unwrap().index, None, "{report}");
     }
 }
 
