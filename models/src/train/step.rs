@@ -39,7 +39,22 @@ pub fn step(
     learning_rate: f64,
     clip: f64,
 ) -> Result<Step> {
-    make(gpt, optimizer, passes, target_weights, learning_rate, clip).map_err(|error| explained(error, gpt, optimizer))
+    let make = |optimizer: &mut AdamW| {
+        let parameters = gpt.parameters();
+        let scale = mean_scale(valid_weight(passes), gpt.dtype(), gpt.device())?;
+        parameters.zero_gradients()?;
+        let mut losses: Vec<Tensor> = Vec::with_capacity(passes.len());
+        for batch in passes {
+            let loss = gpt.loss(&TrainBatch::new(batch, target_weights, gpt)?, &scale)?;
+            loss.backward()?;
+            losses.push(loss.tensor().clone());
+        }
+        let norm = optimizer.step(parameters, learning_rate, Some(clip).filter(|&clip| clip > 0.0))?;
+        // Numbers are asked for when all of the step's work has been given to the device.
+        let loss = losses.iter().try_fold(0.0, |sum, part| Ok::<_, Error>(sum + part.item()?))?;
+        Ok(Step { loss, grad_norm: norm.item()? })
+    };
+    make(optimizer).map_err(|error| explained(error, gpt, optimizer))
 }
 
 /// An error for want of memory with what holds it; any other as it is.
@@ -59,27 +74,4 @@ fn explained(error: Error, gpt: &Gpt, optimizer: &AdamW) -> Error {
     let known: usize = parts.iter().map(|(_, bytes)| bytes).sum();
     parts.push(("activations and what ops work with", held.saturating_sub(known)));
     Error::OutOfMemory { device, bytes, held, detail, parts }
-}
-
-fn make(
-    gpt: &Gpt,
-    optimizer: &mut AdamW,
-    passes: &[Batch],
-    target_weights: &[f64],
-    learning_rate: f64,
-    clip: f64,
-) -> Result<Step> {
-    let parameters = gpt.parameters();
-    let scale = mean_scale(valid_weight(passes), gpt.dtype(), gpt.device())?;
-    parameters.zero_gradients()?;
-    let mut losses: Vec<Tensor> = Vec::with_capacity(passes.len());
-    for batch in passes {
-        let loss = gpt.loss(&TrainBatch::new(batch, target_weights, gpt)?, &scale)?;
-        loss.backward()?;
-        losses.push(loss.tensor().clone());
-    }
-    let norm = optimizer.step(parameters, learning_rate, Some(clip).filter(|&clip| clip > 0.0))?;
-    // Numbers are asked for when all of the step's work has been given to the device.
-    let loss = losses.iter().try_fold(0.0, |sum, part| Ok::<_, Error>(sum + part.item()?))?;
-    Ok(Step { loss, grad_norm: norm.item()? })
 }
