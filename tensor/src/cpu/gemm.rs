@@ -17,7 +17,7 @@ use super::memory::{ALIGNMENT, Block};
 use super::parallel::{Pool, blocks};
 use few::FewRows;
 use half::bf16;
-use kernel::{Finish, Panels};
+use kernel::{Finish, Panels, on_tile};
 use pack::{PackLeft, PackRight, Stored};
 use plan::Plan;
 use std::cell::Cell;
@@ -34,6 +34,17 @@ pub(crate) enum Values<F> {
     Wide(*mut F),
     /// Half as wide as f32.
     Bf16(*mut bf16),
+}
+
+impl<F> Values<F> {
+    /// The address `offset` values further on.
+    #[inline(always)]
+    fn offset(self, offset: isize) -> Self {
+        match self {
+            Values::Wide(first) => Values::Wide(first.wrapping_offset(offset)),
+            Values::Bf16(first) => Values::Bf16(first.wrapping_offset(offset)),
+        }
+    }
 }
 
 /// A matrix: the value (i, j) stands `i * row_stride + j * col_stride` values from the first.
@@ -62,16 +73,13 @@ impl<F: Float> Matrix<F> {
     /// The matrix `offset` values further on.
     #[inline]
     pub(crate) fn offset(self, offset: usize) -> Self {
-        self.shifted(offset as isize)
+        Matrix { values: self.values.offset(offset as isize), ..self }
     }
 
-    #[inline]
-    fn shifted(self, offset: isize) -> Self {
-        let values = match self.values {
-            Values::Wide(first) => Values::Wide(first.wrapping_offset(offset)),
-            Values::Bf16(first) => Values::Bf16(first.wrapping_offset(offset)),
-        };
-        Matrix { values, ..self }
+    /// The address of the value (i, j).
+    #[inline(always)]
+    fn at(self, i: usize, j: usize) -> Values<F> {
+        self.values.offset(i as isize * self.row_stride + j as isize * self.col_stride)
     }
 
     /// Sets the value (i, j), or adds to it, rounded to the type in which it is stored.
@@ -80,16 +88,11 @@ impl<F: Float> Matrix<F> {
     /// The place lies inside the matrix and is valid for writes, and for reads if `accumulate`.
     #[inline(always)]
     unsafe fn put(self, i: usize, j: usize, value: F, accumulate: bool) {
-        let offset = i as isize * self.row_stride + j as isize * self.col_stride;
         // SAFETY: the caller's promise.
         unsafe {
-            match self.values {
-                Values::Wide(first) => {
-                    let place = first.wrapping_offset(offset);
-                    *place = if accumulate { *place + value } else { value };
-                }
-                Values::Bf16(first) => {
-                    let place = first.wrapping_offset(offset);
+            match self.at(i, j) {
+                Values::Wide(place) => *place = if accumulate { *place + value } else { value },
+                Values::Bf16(place) => {
                     let sum = if accumulate { Stored::<F>::wide(*place) + value } else { value };
                     *place = bf16::from_bits(round(sum.to_f64() as f32));
                 }
@@ -103,12 +106,11 @@ impl<F: Float> Matrix<F> {
     /// The place lies inside the matrix and is valid for reads.
     #[inline(always)]
     unsafe fn get(self, i: usize, j: usize) -> F {
-        let offset = i as isize * self.row_stride + j as isize * self.col_stride;
         // SAFETY: the caller's promise.
         unsafe {
-            match self.values {
-                Values::Wide(first) => *first.wrapping_offset(offset),
-                Values::Bf16(first) => (*first.wrapping_offset(offset)).wide(),
+            match self.at(i, j) {
+                Values::Wide(place) => *place,
+                Values::Bf16(place) => (*place).wide(),
             }
         }
     }
@@ -117,7 +119,7 @@ impl<F: Float> Matrix<F> {
     #[inline]
     fn block(self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
         debug_assert!(row + rows <= self.rows && col + cols <= self.cols);
-        Matrix { rows, cols, ..self.shifted(row as isize * self.row_stride + col as isize * self.col_stride) }
+        Matrix { values: self.at(row, col), rows, cols, ..self }
     }
 }
 
@@ -196,9 +198,8 @@ unsafe fn gemm_on<F: Float>(
                     let part = Part { items: items.clone(), columns: columns.clone(), ks };
                     // SAFETY: the caller's promise; the buffer has room for a part.
                     unsafe { work.pack(pool, &part, packed.values()) };
-                    let packed = packed.values().as_ptr();
                     // SAFETY: the caller's promise; what is read was packed above.
-                    unsafe { work.multiply(pool, &part, Some(Packed(packed))) };
+                    unsafe { work.multiply(pool, &part, Some(&*packed.values())) };
                 }
             }
         }
@@ -229,27 +230,6 @@ impl Part {
         let first = plan.block(self.ks.start).start;
         let depth = plan.block(self.ks.end - 1).end - first;
         (index * depth + k.start - first) * width + col * k.len()
-    }
-}
-
-/// Panels of b that were packed before, for all tasks.
-struct Packed<F>(*const F);
-
-impl<F> Clone for Packed<F> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<F> Copy for Packed<F> {}
-
-// SAFETY: tasks only read through it.
-unsafe impl<F: Sync> Sync for Packed<F> {}
-
-impl<F> Packed<F> {
-    /// The address of a value.
-    fn at(self, offset: usize) -> *const F {
-        self.0.wrapping_add(offset)
     }
 }
 
@@ -301,10 +281,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                 }
             }
             let (out, b) = (out.block(0, col, m, cols), b.block(0, col, k, cols));
-            dispatch_on(
-                self.path,
-                FewRows { out, a: rows.values(), b, alpha: self.alpha, accumulate: self.accumulate },
-            );
+            on_tile(self.path, FewRows { out, a: rows.values(), b, alpha: self.alpha, accumulate: self.accumulate });
             rows.give_back(&OWN);
         });
     }
@@ -334,7 +311,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let (rows, cols) = (k_step.min(k.len() - at), col_step.min(part.columns.len() - col));
             let b = b.block(k.start + at, part.columns.start + col, rows, cols);
             let to = packed.0.wrapping_add(part.panels(plan, index, &k, col));
-            dispatch_on(self.path, PackRight { to, depth: k.len(), at, b });
+            on_tile(self.path, PackRight { to, depth: k.len(), at, b });
         });
     }
 
@@ -342,7 +319,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     ///
     /// # Safety
     /// As [`gemm_batched`].
-    unsafe fn multiply(&self, pool: &Pool, part: &Part, packed: Option<Packed<F>>) {
+    unsafe fn multiply(&self, pool: &Pool, part: &Part, packed: Option<&[F]>) {
         let plan = &self.plan;
         let (down, across) = (plan.m.div_ceil(plan.rows), part.columns.len().div_ceil(plan.cols));
         pool.run(part.items.len() * down * across, |task| {
@@ -352,7 +329,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let (out, a, b) = (self.item)(part.items.start + index);
             let (out, a) = (out.block(row, part.columns.start + col, rows, cols), a.block(row, 0, rows, plan.k));
             let b = b.block(0, part.columns.start + col, plan.k, cols);
-            let packed = packed.map(|packed| move |k: &Range<usize>| packed.at(part.panels(plan, index, k, col)));
+            let packed = packed.map(|packed| move |k: &Range<usize>| &packed[part.panels(plan, index, k, col)..]);
             // SAFETY: the caller's promise, for a part of the output that no other task has.
             unsafe { self.task(out, a, b, part.ks.clone(), packed) };
         });
@@ -361,14 +338,14 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     /// One block of an output.
     ///
     /// # Safety
-    /// As [`gemm_batched`], for the block; `packed` gives panels of `b`.
-    unsafe fn task(
+    /// As [`gemm_batched`], for the block; `packed` gives panels of `b`, those of the block's columns first.
+    unsafe fn task<'p>(
         &self,
         out: Matrix<F>,
         a: Matrix<F>,
         b: Matrix<F>,
         ks: Range<usize>,
-        packed: Option<impl Fn(&Range<usize>) -> *const F>,
+        packed: Option<impl Fn(&Range<usize>) -> &'p [F]>,
     ) {
         let plan = &self.plan;
         // Panels that a task packs for itself, as many at a time as fit a second-level cache.
@@ -388,7 +365,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         };
         for block in ks {
             let k = plan.block(block);
-            let form = dispatch_on(self.path, PackLeft { to: left, a: a.block(0, k.start, a.rows, k.len()) });
+            let form = on_tile(self.path, PackLeft { to: left, a: a.block(0, k.start, a.rows, k.len()) });
             let accumulate = k.start > 0 || (self.accumulate && !narrow);
             for col in (0..out.cols).step_by(run) {
                 let cols = run.min(out.cols - col);
@@ -396,15 +373,13 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                     Some(packed) => packed(&k),
                     None => {
                         let b = b.block(k.start, col, k.len(), cols);
-                        dispatch_on(self.path, PackRight { to: right.as_mut_ptr(), depth: k.len(), at: 0, b });
-                        right.as_ptr()
+                        on_tile(self.path, PackRight { to: right.as_mut_ptr(), depth: k.len(), at: 0, b });
+                        &*right
                     }
                 };
                 let out = wide.block(0, col, out.rows, cols);
-                // SAFETY: `panels` are the panels of these columns, [cols / nr, k, nr].
-                let right = unsafe { std::slice::from_raw_parts(panels, cols.next_multiple_of(plan.nr) * k.len()) };
-                let depth = k.len();
-                dispatch_on(self.path, Panels { out, left, form, right, depth, alpha: self.alpha, accumulate });
+                let (right, depth) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], k.len());
+                on_tile(self.path, Panels { out, left, form, right, depth, alpha: self.alpha, accumulate });
             }
         }
         if narrow {

@@ -1,9 +1,9 @@
 //! Products of a few rows with a matrix whose rows or columns are contiguous: each value of b is used so few times that packing it would
 //! cost more than the product. b is read once, in the order of memory, eight vectors of sums at a time.
 
-use super::super::isa::{Isa, Kernel};
+use super::super::isa::Isa;
 use super::super::math::{self, Float};
-use super::kernel::{Tiled, with_tile};
+use super::kernel::Tiled;
 use super::pack::Stored;
 use super::{Matrix, Values};
 use half::bf16;
@@ -24,16 +24,8 @@ pub(super) struct FewRows<'a, F> {
     pub(super) accumulate: bool,
 }
 
-impl<F: Float> Kernel for FewRows<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        with_tile!(I::LANES, F, self, isa)
-    }
-}
-
 impl<F: Float> Tiled for FewRows<'_, F> {
+    type Float = F;
     type Output = ();
 
     #[inline(always)]

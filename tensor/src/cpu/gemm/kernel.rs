@@ -1,49 +1,55 @@
 //! The innermost loops: a register tile of MR x NR sums over a panel of a and one of b, and what becomes of the sums.
 
-use super::super::isa::{Isa, Kernel, Path};
+use super::super::isa::{Isa, Kernel, Path, dispatch_on};
 use super::super::math::Float;
 use super::pack::Form;
 use super::{DEPTH, Matrix, Values};
+use std::marker::PhantomData;
 
 /// Work compiled once for each instruction path and its register tile.
 pub(super) trait Tiled {
+    /// What is computed in.
+    type Float: Float;
+    /// What the work returns.
     type Output;
+    /// Does the work with the instructions of `isa` and tiles of MR x NR. Mark it `#[inline(always)]`, and what it calls.
     fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) -> Self::Output;
 }
 
-/// Runs a [`Tiled`] with the tile of a path with `$lanes` values of f32 in a register: 12 to 24 vectors of sums hide the latency of
-/// the multiply-add, and fill the registers together with a row of b and a value of a.
-macro_rules! with_tile {
-    ($lanes:expr, $F:ty, $work:expr, $isa:expr) => {
-        match ($lanes, size_of::<$F>()) {
-            (16, 4) => Tiled::run::<_, 12, 32>($work, $isa),
-            (16, _) => Tiled::run::<_, 12, 16>($work, $isa),
-            (8, 4) => Tiled::run::<_, 6, 16>($work, $isa),
-            (8, _) => Tiled::run::<_, 6, 8>($work, $isa),
-            // 32 registers instead of 16.
-            (_, 4) if cfg!(target_arch = "aarch64") => Tiled::run::<_, 8, 12>($work, $isa),
-            (_, _) if cfg!(target_arch = "aarch64") => Tiled::run::<_, 6, 8>($work, $isa),
-            (_, 4) => Tiled::run::<_, 6, 8>($work, $isa),
-            (_, _) => Tiled::run::<_, 6, 4>($work, $isa),
-        }
-    };
+/// Runs `work` on `path`, which this processor must have, with the path's tile.
+pub(super) fn on_tile<W: Tiled>(path: Path, work: W) -> W::Output {
+    dispatch_on(path, OnTile(work))
 }
-pub(super) use with_tile;
+
+/// A [`Tiled`] as a [`Kernel`]: 12 to 24 vectors of sums hide the latency of the multiply-add, and fill the registers together with a row
+/// of b and a value of a.
+struct OnTile<W>(W);
+
+impl<W: Tiled> Kernel for OnTile<W> {
+    type Output = W::Output;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> W::Output {
+        match (I::LANES, size_of::<W::Float>()) {
+            (16, 4) => self.0.run::<I, 12, 32>(isa),
+            (16, _) => self.0.run::<I, 12, 16>(isa),
+            (8, 4) => self.0.run::<I, 6, 16>(isa),
+            (8, _) => self.0.run::<I, 6, 8>(isa),
+            // 32 registers instead of 16.
+            (_, 4) if cfg!(target_arch = "aarch64") => self.0.run::<I, 8, 12>(isa),
+            (_, _) if cfg!(target_arch = "aarch64") => self.0.run::<I, 6, 8>(isa),
+            (_, 4) => self.0.run::<I, 6, 8>(isa),
+            (_, _) => self.0.run::<I, 6, 4>(isa),
+        }
+    }
+}
 
 /// Rows and columns of the register tile of a path.
 pub(super) fn tile<F: Float>(path: Path) -> (usize, usize) {
-    struct Shape<F>(std::marker::PhantomData<F>);
-
-    impl<F: Float> Kernel for Shape<F> {
-        type Output = (usize, usize);
-
-        #[inline(always)]
-        fn run<I: Isa>(self, isa: I) -> (usize, usize) {
-            with_tile!(I::LANES, F, self, isa)
-        }
-    }
+    struct Shape<F>(PhantomData<F>);
 
     impl<F: Float> Tiled for Shape<F> {
+        type Float = F;
         type Output = (usize, usize);
 
         #[inline(always)]
@@ -52,7 +58,7 @@ pub(super) fn tile<F: Float>(path: Path) -> (usize, usize) {
         }
     }
 
-    super::dispatch_on(path, Shape::<F>(std::marker::PhantomData))
+    on_tile(path, Shape::<F>(PhantomData))
 }
 
 /// `out = alpha a b (+ out)` for packed panels: `left` by [`PackLeft`](super::pack::PackLeft), `right` by
@@ -69,36 +75,26 @@ pub(super) struct Panels<'a, F> {
     pub(super) accumulate: bool,
 }
 
-impl<F: Float> Kernel for Panels<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        with_tile!(I::LANES, F, self, isa)
-    }
-}
-
 impl<F: Float> Tiled for Panels<'_, F> {
+    type Float = F;
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) {
-        // Sums are kept in the type that is computed in.
-        let Values::Wide(out) = self.out.values else { return };
         for (right, column) in self.right.chunks_exact(self.depth * NR).zip((0..self.out.cols).step_by(NR)) {
             for (left, row) in self.left.chunks_exact(DEPTH * MR).zip((0..self.out.rows).step_by(MR)) {
-                let place = self.out.block(row, column, MR.min(self.out.rows - row), NR.min(self.out.cols - column));
-                let out =
-                    out.wrapping_offset(row as isize * self.out.row_stride + column as isize * self.out.col_stride);
-                for i in 0..place.rows {
-                    prefetch(out.wrapping_offset(i as isize * place.row_stride));
+                let out = self.out.block(row, column, MR.min(self.out.rows - row), NR.min(self.out.cols - column));
+                // Sums are kept in the type that is computed in.
+                let Values::Wide(first) = out.values else { return };
+                for i in 0..out.rows {
+                    prefetch(first.wrapping_offset(i as isize * out.row_stride));
                 }
                 let sums = match self.form {
                     Form::Rows => register_tile::<F, I, MR, NR, DEPTH, 1>(isa, left, right),
                     Form::Columns => register_tile::<F, I, MR, NR, 1, MR>(isa, left, right),
                 };
-                // SAFETY: the tile lies inside out.
-                unsafe { store(isa, out, place, sums, self.alpha, self.accumulate) };
+                // SAFETY: the tile lies inside the output, and begins at `first`.
+                unsafe { store(isa, first, out, sums, self.alpha, self.accumulate) };
             }
         }
     }

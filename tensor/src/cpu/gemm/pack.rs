@@ -1,8 +1,8 @@
 //! Packing: values of a matrix in the order in which register tiles read them, in the type that is computed in.
 
-use super::super::isa::{Isa, Kernel};
+use super::super::isa::Isa;
 use super::super::math::{Float, widen};
-use super::kernel::{Tiled, with_tile};
+use super::kernel::Tiled;
 use super::{DEPTH, Matrix, Values};
 use half::bf16;
 
@@ -43,16 +43,8 @@ pub(super) struct PackLeft<'a, F> {
     pub(super) a: Matrix<F>,
 }
 
-impl<F: Float> Kernel for PackLeft<'_, F> {
-    type Output = Form;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Form {
-        with_tile!(I::LANES, F, self, isa)
-    }
-}
-
 impl<F: Float> Tiled for PackLeft<'_, F> {
+    type Float = F;
     type Output = Form;
 
     #[inline(always)]
@@ -150,16 +142,8 @@ pub(super) struct PackRight<F> {
     pub(super) b: Matrix<F>,
 }
 
-impl<F: Float> Kernel for PackRight<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        with_tile!(I::LANES, F, self, isa)
-    }
-}
-
 impl<F: Float> Tiled for PackRight<F> {
+    type Float = F;
     type Output = ();
 
     #[inline(always)]
