@@ -21,6 +21,7 @@ use bytemuck::{Pod, Zeroable};
 use super::access::{View, ViewMut};
 use super::isa::Isa;
 use super::math::Float;
+use super::transpose::{SQUARE, transpose};
 use crate::{Element, Layout, Tensor};
 
 /// Keys of a block.
@@ -104,41 +105,53 @@ impl<'a, F: Float + Element> Head<'a, F> {
         for (t, to) in range.zip(to.chunks_exact_mut(pitch.max(1))) {
             let (vectors, rest) = self.row(t).as_chunks::<N>();
             let (whole, last) = to.split_at_mut(vectors.len() * N);
-            whole.as_chunks_mut::<N>().0.copy_from_slice(vectors);
+            // Vector by vector: a call that copies a row costs more than the row.
+            for (to, vector) in whole.as_chunks_mut::<N>().0.iter_mut().zip(vectors) {
+                *to = *vector;
+            }
             last.iter_mut().zip(rest).for_each(|(to, x)| *to = *x);
         }
     }
 
     /// Rows `range` times `factor`, transposed in panels of N rows, each [D, N]; rows that the last panel lacks are zeros.
-    /// Four rows at a time, so that what is written is a vector.
     #[inline(always)]
     fn transpose<const N: usize>(&self, range: Range<usize>, factor: F, to: &mut [F]) {
         let padded = range.len().next_multiple_of(N);
         if padded != range.len() {
             to[(padded - N) * self.width..padded * self.width].fill(F::ZERO);
         }
-        for i in (0..range.len()).step_by(4) {
+        for i in (0..range.len()).step_by(SQUARE) {
             let columns = to[i / N * N * self.width..(i / N + 1) * N * self.width].as_chunks_mut::<N>().0;
             let rows = self.rows_from(range.start + i);
-            if range.len() - i >= 4 {
-                let [a, b, c, d] = rows.map(|row| &row[..columns.len()]);
-                for (j, column) in columns.iter_mut().enumerate() {
-                    let four = [a[j] * factor, b[j] * factor, c[j] * factor, d[j] * factor];
-                    column[i % N..][..4].copy_from_slice(&four);
+            let (place, count) = (i % N, SQUARE.min(range.len() - i));
+            let whole = if count == SQUARE { self.width / SQUARE * SQUARE } else { 0 };
+            for (j, columns) in columns[..whole].chunks_exact_mut(SQUARE).enumerate() {
+                let at = j * SQUARE;
+                let [a, b, c, d] = rows;
+                let lines =
+                    [scaled(a, at, factor), scaled(b, at, factor), scaled(c, at, factor), scaled(d, at, factor)];
+                for (column, line) in columns.iter_mut().zip(transpose(lines)) {
+                    *column[place..].first_chunk_mut().expect("N is a multiple of SQUARE") = line;
                 }
-            } else {
-                for (i, row) in rows.iter().enumerate().take(range.len() - i).map(|(next, row)| (i + next, row)) {
-                    columns.iter_mut().zip(*row).for_each(|(column, x)| column[i % N] = *x * factor);
-                }
+            }
+            for (j, column) in columns.iter_mut().enumerate().skip(whole) {
+                column[place..].iter_mut().zip(&rows).take(count).for_each(|(x, row)| *x = row[j] * factor);
             }
         }
     }
 
     /// Four rows from `t` on; the last row stands in for those beyond it.
     #[inline(always)]
-    fn rows_from(&self, t: usize) -> [&'a [F]; 4] {
+    fn rows_from(&self, t: usize) -> [&'a [F]; SQUARE] {
         std::array::from_fn(|i| self.row((t + i).min(self.positions - 1)))
     }
+}
+
+/// [`SQUARE`] values of a row from `at` on, times `factor`. (A closure given to `map` would not be compiled for the instruction path.)
+#[inline(always)]
+fn scaled<F: Float>(row: &[F], at: usize, factor: F) -> [F; SQUARE] {
+    let values = row[at..].first_chunk::<SQUARE>().expect("a whole square");
+    [values[0] * factor, values[1] * factor, values[2] * factor, values[3] * factor]
 }
 
 /// Row (batch, position, head) of an output [B, T, H, D].
@@ -154,10 +167,11 @@ unsafe fn output_row<'a, F: Float + Element>(view: &ViewMut<'a, F>, at: [usize; 
     unsafe { std::slice::from_raw_parts_mut(view.at(start), shape[3]) }
 }
 
-/// Offset of (batch, head, position) in the log-sum-exps [B, H, T].
-fn lse_offset(layout: &Layout, at: [usize; 3]) -> usize {
-    assert!(at.iter().zip(layout.shape()).all(|(i, size)| i < size));
-    layout.offset() + at.iter().zip(layout.strides()).map(|(i, stride)| i * stride).sum::<usize>()
+/// Where the log-sum-exps [B, H, T] of a head begin, and the step from one position to the next.
+fn lse_offset(layout: &Layout, batch: usize, head: usize) -> (usize, usize) {
+    let strides = layout.strides();
+    assert!(batch < layout.shape()[0] && head < layout.shape()[1]);
+    (layout.offset() + batch * strides[0] + head * strides[1], strides[2])
 }
 
 /// Scores of `count` keys from `first` on (rows, `pitch` apart) for N queries from `start` on (columns) become minus infinity

@@ -136,7 +136,7 @@ fn log_sum_exp<F: Float, I: Isa>(isa: I, x: &[F]) -> F {
     let (mut top, mut total) = (F::NEG_INFINITY, F::ZERO);
     for chunk in x.chunks(CHUNK) {
         let raised = greater(greatest(chunk), top);
-        total = total * (top - pivot(raised)).exp(isa) + sum_exp(isa, chunk, pivot(raised));
+        total = total * (top - pivot(raised)).exp_flushed(isa) + sum_exp(isa, chunk, pivot(raised));
         top = raised;
     }
     pivot(top) + total.ln()
@@ -175,11 +175,11 @@ fn sum_exp<F: Float, I: Isa>(isa: I, x: &[F], pivot: F) -> F {
     let (chunks, rest) = x.as_chunks::<{ math::ACCUMULATORS }>();
     for chunk in chunks {
         for i in 0..math::ACCUMULATORS {
-            partial[i] += (chunk[i] - pivot).exp(isa);
+            partial[i] += (chunk[i] - pivot).exp_flushed(isa);
         }
     }
     for (sum, x) in partial.iter_mut().zip(rest) {
-        *sum += (*x - pivot).exp(isa);
+        *sum += (*x - pivot).exp_flushed(isa);
     }
     math::sum(isa, &partial)
 }
@@ -221,16 +221,16 @@ impl<F: Float + Element> Kernel for Gradient<'_, F> {
             scale *= d_loss;
             if in_place {
                 for d in d_row.iter_mut() {
-                    let p = scale * (*d - lse).exp(isa);
+                    let p = scale * (*d - lse).exp_flushed(isa);
                     *d = if self.accumulate { *d + p } else { p };
                 }
             } else if self.accumulate {
                 for (d, x) in d_row.iter_mut().zip(self.logits.row(row)) {
-                    *d += scale * (*x - lse).exp(isa);
+                    *d += scale * (*x - lse).exp_flushed(isa);
                 }
             } else {
                 for (d, x) in d_row.iter_mut().zip(self.logits.row(row)) {
-                    *d = scale * (*x - lse).exp(isa);
+                    *d = scale * (*x - lse).exp_flushed(isa);
                 }
             }
             for (target, weight) in valid {

@@ -34,16 +34,22 @@ struct Row<'a, F> {
 }
 
 vectorized! {
-    /// `d_x` and `normal` are scratch; `d_x` becomes the row's gradient; `d_weight` and `d_bias` gain its contributions.
+    /// `d_x` becomes the row's gradient, `normal` is scratch; `d_weight` and `d_bias` gain the row's contributions.
     fn backward_row<'a, F>(isa: I, d_x: &'a mut [F], normal: &'a mut [F], d_weight: &'a mut [F], d_bias: &'a mut [F], row: Row<'a, F>) -> () {
         let Row { d_out, x, weight, mean, rstd } = row;
         let n = F::from_f64(x.len() as f64);
-        normal.iter_mut().zip(x).for_each(|(h, &x)| *h = (x - mean) * rstd);
-        d_x.iter_mut().zip(d_out).zip(weight).for_each(|((s, &d), &w)| *s = d * w);
+        // Slices of one length: bounds are checked once.
+        let (normal, d_weight, d_bias) = (&mut normal[..x.len()], &mut d_weight[..x.len()], &mut d_bias[..x.len()]);
+        let (d_x, d_out, weight) = (&mut d_x[..x.len()], &d_out[..x.len()], &weight[..x.len()]);
+        for i in 0..x.len() {
+            let (h, d) = ((x[i] - mean) * rstd, d_out[i]);
+            normal[i] = h;
+            d_x[i] = d * weight[i];
+            d_weight[i] = F::fma(isa, d, h, d_weight[i]);
+            d_bias[i] += d;
+        }
         let (first, second) = (sum(isa, d_x) / n, dot(isa, d_x, normal) / n);
         d_x.iter_mut().zip(&*normal).for_each(|(s, &h)| *s = rstd * (*s - first - h * second));
-        d_weight.iter_mut().zip(d_out).zip(&*normal).for_each(|((w, &d), &h)| *w = F::fma(isa, d, h, *w));
-        d_bias.iter_mut().zip(d_out).for_each(|(b, &d)| *b += d);
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) trait Float:
     fn to_f64(self) -> f64;
     /// e^self; 0 at minus infinity, infinity where it overflows, NaN of NaN.
     fn exp<I: Isa>(self, isa: I) -> Self;
+    /// e^self for self up to 88, as a softmax needs it: 0 where the result would be subnormal, below -87.33; NaN of NaN.
+    fn exp_flushed<I: Isa>(self, isa: I) -> Self;
     /// Hyperbolic tangent; keeps the sign of zero, NaN of NaN.
     fn tanh<I: Isa>(self, isa: I) -> Self;
     /// 1 / (1 + e^-self); NaN of NaN.
@@ -87,6 +89,11 @@ impl Float for f32 {
     #[inline(always)]
     fn exp<I: Isa>(self, isa: I) -> f32 {
         exp_f32(isa, self)
+    }
+
+    #[inline(always)]
+    fn exp_flushed<I: Isa>(self, isa: I) -> f32 {
+        exp_flushed_f32(isa, self)
     }
 
     #[inline(always)]
@@ -137,6 +144,11 @@ impl Float for f64 {
 
     #[inline(always)]
     fn exp<I: Isa>(self, _: I) -> f64 {
+        f64::exp(self)
+    }
+
+    #[inline(always)]
+    fn exp_flushed<I: Isa>(self, _: I) -> f64 {
         f64::exp(self)
     }
 
@@ -208,6 +220,17 @@ pub(crate) fn exp_f32<I: Isa>(_: I, x: f32) -> f32 {
     (1.0 + fraction) * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
+/// e^x for x up to 88, 0 below -87.33 (the logarithm of the least normal number), NaN of NaN. One power of two and one comparison
+/// take the place of two each.
+#[inline(always)]
+pub(crate) fn exp_flushed_f32<I: Isa>(_: I, x: f32) -> f32 {
+    let (n, fraction) = reduce::<I>(x);
+    let power = power_of_two(n);
+    let value = I::fma_f32(power, fraction, power);
+    // A comparison that is false for NaN, so that it passes.
+    if x < -87.33 { 0.0 } else { value }
+}
+
 /// tanh x = -u / (u + 2) with u = e^(-2|x|) - 1, formed without cancellation, and the sign of x.
 #[inline(always)]
 pub(crate) fn tanh_f32<I: Isa>(_: I, x: f32) -> f32 {
@@ -231,7 +254,9 @@ pub(crate) const ACCUMULATORS: usize = 32;
 
 /// Folds partial values in halves: i with i + 16, then with i + 8, and so on.
 #[inline(always)]
-fn fold<F: Float>(mut partial: [F; ACCUMULATORS], combine: impl Fn(F, F) -> F) -> F {
+fn fold<F: Float>(partial: [F; ACCUMULATORS], combine: impl Fn(F, F) -> F) -> F {
+    // Out of sight, so that the loop before this one is compiled in vectors of neighbours, not in the pairs of the halves.
+    let mut partial = std::hint::black_box(partial);
     let mut width = ACCUMULATORS / 2;
     while width > 0 {
         for i in 0..width {

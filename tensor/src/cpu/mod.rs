@@ -25,6 +25,7 @@ mod rms_norm;
 mod rope;
 mod softmax;
 mod swiglu;
+mod transpose;
 mod vectorized;
 
 use std::sync::Arc;

@@ -33,11 +33,16 @@ vectorized! {
         weight: &'a [F],
         rstd: F,
     ) -> () {
-        scratch.iter_mut().zip(d_out).zip(weight).for_each(|((s, &d), &w)| *s = d * w);
+        // Slices of one length: bounds are checked once.
+        let (scratch, d_weight) = (&mut scratch[..x.len()], &mut d_weight[..x.len()]);
+        let (d_out, weight) = (&d_out[..x.len()], &weight[..x.len()]);
+        for i in 0..x.len() {
+            scratch[i] = d_out[i] * weight[i];
+            d_weight[i] = F::fma(isa, d_out[i], x[i] * rstd, d_weight[i]);
+        }
         let mean = dot(isa, scratch, x) * rstd / F::from_f64(x.len() as f64);
         let slope = mean * rstd;
         scratch.iter_mut().zip(x).for_each(|(s, &x)| *s = rstd * (*s - x * slope));
-        d_weight.iter_mut().zip(d_out).zip(x).for_each(|((w, &d), &x)| *w = F::fma(isa, d, x * rstd, *w));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{Result, Tensor};
 vectorized! {
     fn softmax_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F]) -> () {
         let max = max(isa, x);
-        out.iter_mut().zip(x).for_each(|(o, &x)| *o = (x - max).exp(isa));
+        out.iter_mut().zip(x).for_each(|(o, &x)| *o = (x - max).exp_flushed(isa));
         let scale = F::ONE / super::math::sum(isa, out);
         out.iter_mut().for_each(|o| *o *= scale);
     }

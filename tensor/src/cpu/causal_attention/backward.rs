@@ -280,9 +280,11 @@ impl<F: Float + Element> Chunk<'_, F> {
         // Queries that are not there have p = e^-inf = 0.
         to.minus_lse.fill(F::NEG_INFINITY);
         to.minus_delta.fill(F::ZERO);
+        let (first, step) = lse_offset(lse.layout(), self.batch, head);
+        assert!(range.end <= self.backward.sizes.queries);
         for (i, t) in range.clone().enumerate() {
             // SAFETY: an element of the view.
-            to.minus_lse[i] = -unsafe { *lse.at(lse_offset(lse.layout(), [self.batch, head, t])) };
+            to.minus_lse[i] = -unsafe { *lse.at(first + t * step) };
             to.minus_delta[i] = -dot(isa, d_out.row(t), out.row(t));
         }
         to.d_q.fill(F::ZERO);
@@ -369,7 +371,7 @@ fn scores<F: Float, I: Isa, const N: usize>(
     for (p, ds) in p.chunks_mut(QUERIES).zip(ds.chunks_mut(QUERIES)).take(seen) {
         let (Some(p), Some(ds)) = (p.first_chunk_mut::<N>(), ds.first_chunk_mut::<N>()) else { continue };
         for i in 0..N {
-            p[i] = p[i].exp(isa);
+            p[i] = p[i].exp_flushed(isa);
             ds[i] = p[i] * ds[i];
         }
     }

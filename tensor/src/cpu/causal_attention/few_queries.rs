@@ -36,7 +36,7 @@ impl<F: Float + Element> Kernel for Rows<'_, F> {
             let out = unsafe { output_row(&forward.out, [batch, t, head]) };
             let lse = attend(isa, &scaled, &k, &v, forward.sizes.visible(t), out);
             // SAFETY: as above.
-            unsafe { forward.set_lse([batch, head, t], lse) };
+            unsafe { forward.set_lse([batch, head, t], std::iter::once(lse)) };
         }
     }
 }
@@ -57,8 +57,8 @@ fn attend<F: Float + Element, I: Isa>(isa: I, q: &[F], k: &Head<F>, v: &Head<F>,
         }
         let raised = maximum.max(math::max(isa, scores));
         let pivot = if raised == F::NEG_INFINITY { F::ZERO } else { raised };
-        let factor = (maximum - pivot).exp(isa);
-        scores.iter_mut().for_each(|score| *score = (*score - pivot).exp(isa));
+        let factor = (maximum - pivot).exp_flushed(isa);
+        scores.iter_mut().for_each(|score| *score = (*score - pivot).exp_flushed(isa));
         out.iter_mut().for_each(|x| *x *= factor);
         let (fours, rest) = scores.as_chunks::<TOGETHER>();
         for (j, p) in fours.iter().enumerate() {

@@ -14,7 +14,7 @@ use crate::cpu::with_float;
 use crate::{Element, Result, Tensor};
 
 /// Queries of a block: a multiple of every panel, and enough that copies of keys and values do not count.
-const QUERIES: usize = 128;
+const QUERIES: usize = 256;
 
 /// `out = softmax(scale * q k^T + mask) v` and the log-sum-exp of the scores.
 pub(in crate::cpu) fn causal_attention(
@@ -79,14 +79,18 @@ impl<'a, F: Float + Element> Forward<'a, F> {
         [Head::new(&self.q, batch, head), Head::new(&self.k, batch, group), Head::new(&self.v, batch, group)]
     }
 
-    /// Writes the log-sum-exp of (batch, head, position).
+    /// Writes the log-sum-exps of a head, position by position from `start` on.
     ///
     /// # Safety
-    /// The query of that head belongs to the caller's task.
-    pub(super) unsafe fn set_lse(&self, at: [usize; 3], value: F) {
-        let offset = lse_offset(self.lse.layout(), at);
-        // SAFETY: an element of the view, exclusive by the caller's promise.
-        unsafe { *self.lse.at(offset) = value };
+    /// These queries of that head belong to the caller's task.
+    #[inline(always)]
+    pub(super) unsafe fn set_lse(&self, [batch, head, start]: [usize; 3], values: impl ExactSizeIterator<Item = F>) {
+        let (first, step) = lse_offset(self.lse.layout(), batch, head);
+        assert!(start + values.len() <= self.sizes.queries);
+        for (t, value) in (start..).zip(values) {
+            // SAFETY: an element of the view, exclusive by the caller's promise.
+            unsafe { *self.lse.at(first + t * step) = value };
+        }
     }
 }
 
@@ -154,22 +158,24 @@ impl<F: Float + Element> Block<'_, F> {
                 let factor = online(isa, scores.as_chunks_mut::<N>().0, &mut statistics[panel]);
                 let out = &mut out[panel * N * pitch..(panel + 1) * N * pitch];
                 for (row, factor) in out.chunks_exact_mut(pitch.max(1)).zip(factor) {
-                    row.iter_mut().for_each(|x| *x *= factor);
+                    // Most maxima stand after a few blocks.
+                    if factor != F::ONE {
+                        row.iter_mut().for_each(|x| *x *= factor);
+                    }
                 }
                 let left = Left { values: scores, row: 1, step: N };
                 add_product::<F, I, N>(isa, [N, seen, pitch], left, (&v_rows, pitch), (out, pitch));
             }
         }
-        for (i, t) in queries.enumerate() {
-            let (maximum, sum) = (statistics[i / N].maximum[i % N], statistics[i / N].sum[i % N]);
-            let share = F::ONE / sum;
+        for (i, t) in queries.clone().enumerate() {
+            let share = F::ONE / statistics[i / N].sum[i % N];
             // SAFETY: the block's queries of this head belong to this task.
-            unsafe {
-                let row = output_row(&forward.out, [batch, t, head]);
-                row.iter_mut().zip(&out[i * pitch..]).for_each(|(to, x)| *to = *x * share);
-                forward.set_lse([batch, head, t], maximum + sum.ln());
-            }
+            let row = unsafe { output_row(&forward.out, [batch, t, head]) };
+            row.iter_mut().zip(&out[i * pitch..]).for_each(|(to, x)| *to = *x * share);
         }
+        let lse = (0..queries.len()).map(|i| statistics[i / N].maximum[i % N] + statistics[i / N].sum[i % N].ln());
+        // SAFETY: as above.
+        unsafe { forward.set_lse([batch, head, queries.start], lse) };
     }
 }
 
@@ -192,12 +198,12 @@ fn online<F: Float, I: Isa, const N: usize>(
     for i in 0..N {
         // Scores of minus infinity alone leave no maximum to subtract: their exponentials are 0 as they are.
         pivot[i] = if maximum[i] == F::NEG_INFINITY { F::ZERO } else { maximum[i] };
-        factor[i] = (statistics.maximum[i] - pivot[i]).exp(isa);
+        factor[i] = (statistics.maximum[i] - pivot[i]).exp_flushed(isa);
     }
     let mut sum = [F::ZERO; N];
     for row in scores {
         for i in 0..N {
-            row[i] = (row[i] - pivot[i]).exp(isa);
+            row[i] = (row[i] - pivot[i]).exp_flushed(isa);
             sum[i] += row[i];
         }
     }

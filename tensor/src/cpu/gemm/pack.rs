@@ -2,6 +2,7 @@
 
 use super::super::isa::Isa;
 use super::super::math::{Float, widen};
+use super::super::transpose::{SQUARE, transpose};
 use super::kernel::Tiled;
 use super::{DEPTH, Matrix, Values};
 use half::bf16;
@@ -226,30 +227,4 @@ impl<F: Float> PackRight<F> {
             }
         }
     }
-}
-
-/// Side of the squares that are transposed; divides the width of every panel.
-const SQUARE: usize = 4;
-
-/// The transpose; of f32 in registers where it is known how.
-#[inline(always)]
-fn transpose<F: Float>(lines: [[F; SQUARE]; SQUARE]) -> [[F; SQUARE]; SQUARE] {
-    #[cfg(target_arch = "x86_64")]
-    if size_of::<F>() == size_of::<f32>() {
-        use std::arch::x86_64::{__m128, _mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
-        let [a, b, c, d] = bytemuck::cast::<_, [__m128; SQUARE]>(lines);
-        // SAFETY: SSE is in the baseline of x86-64.
-        let lines = unsafe {
-            let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
-            let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
-            [
-                _mm_movelh_ps(ab, cd),
-                _mm_movehl_ps(cd, ab),
-                _mm_movelh_ps(ab_high, cd_high),
-                _mm_movehl_ps(cd_high, ab_high),
-            ]
-        };
-        return bytemuck::cast(lines);
-    }
-    std::array::from_fn(|i| lines.map(|line| line[i]))
 }

@@ -4,15 +4,15 @@
 use super::super::isa::{Isa, Kernel, Path, available, dispatch_on};
 use super::*;
 
-/// exp, tanh and sigmoid over a slice.
+/// exp, tanh, sigmoid and exp flushed over a slice.
 struct Functions<'a>(&'a [f32]);
 
 impl Kernel for Functions<'_> {
-    type Output = [Vec<f32>; 3];
+    type Output = [Vec<f32>; 4];
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Self::Output {
         let map = |f: fn(I, f32) -> f32| self.0.iter().map(|x| f(isa, *x)).collect();
-        [map(exp_f32), map(tanh_f32), map(sigmoid_f32)]
+        [map(exp_f32), map(tanh_f32), map(sigmoid_f32), map(exp_flushed_f32)]
     }
 }
 
@@ -49,9 +49,18 @@ fn functions_stay_within_their_stated_error() {
     let x: Vec<f32> = x.into_iter().chain(tiny.filter(|x| x.abs() < 88.0)).collect();
     for path in available() {
         let slack = if path == Path::Portable { 2.0 } else { 0.0 };
-        let [exp, tanh, sigmoid] = dispatch_on(path, Functions(&x));
+        let [exp, tanh, sigmoid, flushed] = dispatch_on(path, Functions(&x));
         let (error, at) = worst(&x, &exp, f64::exp);
         assert!(error <= 1.1 + slack, "exp({at}) is off by {error} ulp on {path:?}");
+        // As exp where that is normal, and 0 below.
+        let pairs = x.iter().zip(exp.iter().zip(&flushed)).filter(|(x, _)| **x <= 88.0);
+        for (x, (exp, flushed)) in pairs {
+            let expected = if *x < -87.33 { 0.0 } else { *exp };
+            assert!(
+                f64::from((flushed - expected).abs()) <= f64::from(f32::EPSILON * expected),
+                "{x}: {flushed} on {path:?}"
+            );
+        }
         let (error, at) = worst(&x, &tanh, f64::tanh);
         assert!(error <= 3.0 + slack, "tanh({at}) is off by {error} ulp on {path:?}");
         let inside: Vec<(f32, f32)> = x.iter().copied().zip(sigmoid).filter(|(x, _)| *x > -87.0).collect();
@@ -65,7 +74,9 @@ fn functions_stay_within_their_stated_error() {
 fn functions_of_special_values() {
     let x = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 0.0, -0.0, 1e30, -1e30, 88.73, -103.98, -88.0];
     for path in available() {
-        let [exp, tanh, sigmoid] = dispatch_on(path, Functions(&x));
+        let [exp, tanh, sigmoid, flushed] = dispatch_on(path, Functions(&x));
+        assert!(flushed[0].is_nan());
+        assert_eq!([1, 3, 4, 6, 8, 9].map(|i| flushed[i]), [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
         assert!(exp[0].is_nan() && tanh[0].is_nan() && sigmoid[0].is_nan());
         assert_eq!(exp[1..8], [0.0, f32::INFINITY, 1.0, 1.0, f32::INFINITY, 0.0, f32::INFINITY]);
         assert_eq!(exp[8], 0.0);
