@@ -109,22 +109,24 @@ impl Roofline {
     }
 }
 
-/// A case of the tests' tables as work: its inputs placed on a device.
-fn place(case: &Case, dtype: DType, device: &Device) -> Result<Vec<Var>> {
-    let place = |(array, placement): &(_, Placement)| Ok(Var::parameter(placement.place(array, dtype, device)?));
+/// The inputs of a case of the tests' tables, placed on a device.
+fn place(case: &Case, dtype: DType, device: &Device) -> Result<Vec<Tensor>> {
+    let place = |(array, placement): &(_, Placement)| Ok(placement.place(array, dtype, device)?);
     case.inputs.iter().map(place).collect()
 }
 
 /// The forward pass of a case alone.
 pub fn forward(case: &Rc<Case>, dtype: DType, device: &Device) -> Result<Run> {
     let (case, inputs) = (case.clone(), place(case, dtype, device)?);
+    let inputs: Vec<Var> = inputs.into_iter().map(Var::constant).collect();
     Ok(Box::new(move || patchgpt_autograd::no_grad(|| (case.run)(&inputs).map(drop))))
 }
 
-/// Forward and backward of a case, the output's gradient being the output itself.
+/// Forward and backward of a case, the output's gradient being the output itself. The inputs' gradients are new each time: none is added to.
 pub fn forward_backward(case: &Rc<Case>, dtype: DType, device: &Device) -> Result<Run> {
     let (case, inputs) = (case.clone(), place(case, dtype, device)?);
     Ok(Box::new(move || {
+        let inputs: Vec<Var> = inputs.iter().map(|x| Var::parameter(x.clone())).collect();
         let out = (case.run)(&inputs)?;
         out.backward_with(out.tensor(), false)
     }))

@@ -357,3 +357,29 @@ pub fn training_size(positions: usize, sequence: usize, width: usize, ffn: usize
         linear_cross_entropy::case(positions, width, vocabulary, 4),
     ]
 }
+
+/// What makes a case.
+pub type Make = fn() -> Case;
+
+/// The ops whose speed is compared with other libraries (`benches/peers/run_ops.py`), under the names that they have there.
+pub fn compared() -> Vec<(&'static str, Make)> {
+    vec![
+        ("attention B=8 H=6 T=256 D=64", || causal_attention::case([8, 256, 256], [6, 6, 64])),
+        ("attention B=1 H=8 T=512 D=64", || causal_attention::case([1, 512, 512], [8, 8, 64])),
+        ("attention B=1 H=8 T=2048 D=64", || causal_attention::case([1, 2048, 2048], [8, 8, 64])),
+        ("attention B=1 H=8 T=8192 D=64", || causal_attention::case([1, 8192, 8192], [8, 8, 64])),
+        ("head and loss 1024 x 768 x 32000, K=1", || linear_cross_entropy::case(1024, 768, 32_000, 1)),
+        ("head and loss 1024 x 768 x 32000, K=4", || linear_cross_entropy::case(1024, 768, 32_000, 4)),
+        ("cross-entropy 1024 x 32000, K=1", || {
+            cross_entropy::case(1024, 32_000, 1, cross_entropy::Weights::Uniform, 0)
+        }),
+        ("cross-entropy 1024 x 32000, K=4", || {
+            cross_entropy::case(1024, 32_000, 4, cross_entropy::Weights::Uniform, 0)
+        }),
+        ("LayerNorm 4096 x 768", || layer_norm::case(&[4096, 768])),
+        ("RMSNorm 4096 x 768", || rms_norm::case(&[4096, 768])),
+        ("GELU 4096 x 2048", || gelu::case(&[4096, 2048])),
+        ("SwiGLU 4096 x 2048", || swiglu::case(&[4096, 4096])),
+        ("embedding 1024 of 32000 x 768", || patch_embedding::case(&[1024], 32_000, 768, 1)),
+    ]
+}
