@@ -25,6 +25,10 @@ impl Backend for Cuda {
         self.download(self.address(x)?, bytes)
     }
 
+    fn memory_peak(&self) -> Option<usize> {
+        Some(Cuda::memory_peak(self))
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.context().synchronize()
     }

@@ -10,7 +10,7 @@ use crate::memory::{Context, CudaMemory};
 use crate::probe::Library;
 
 /// What NVIDIA advises for Hopper; smaller cards need less.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// A cuBLAS handle.
 pub(crate) struct Blas {

@@ -74,3 +74,14 @@ pub use memory::CudaMemory;
 pub use ops::specialisations;
 pub use probe::{DeviceInfo, Library, Probe, probe};
 pub use strided::Strided;
+
+/// How a card takes memory, or the emulated device: for plans made where neither is.
+pub fn memory_model(emulated: bool) -> patchgpt_tensor::MemoryModel {
+    patchgpt_tensor::MemoryModel {
+        // The driver's pool hands out sizes as they are asked for.
+        allocation: |bytes| bytes,
+        logits: ops::linear_cross_entropy::logits(emulated),
+        widens_head: false,
+        constant: blas::WORKSPACE_BYTES,
+    }
+}

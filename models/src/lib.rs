@@ -39,6 +39,8 @@ pub mod hub;
 pub mod inspect;
 pub mod optimizer;
 pub mod parameters;
+#[cfg(feature = "program")]
+pub mod planner;
 pub mod regime;
 #[cfg(feature = "program")]
 pub mod report;

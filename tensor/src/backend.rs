@@ -381,7 +381,7 @@ pub trait Backend: Any + Send + Sync {
     /// The head and its loss, `cross_entropy(x @ weight^T)`, in chunks of rows so that logits never exist beyond a chunk, and both
     /// gradients in the same pass: one product for the logits, two for the gradients, each logit read and written once in between.
     fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
-        crate::ops::linear_cross_entropy_by_chunks(self, args)
+        crate::ops::linear_cross_entropy_by_chunks(self, crate::ops::HOST_LOGITS, args)
     }
 
     /// One AdamW update of flat storage, with g = clip * gradient and t the step:

@@ -5,21 +5,20 @@
 //! kernel (read twice where a row does not fit in shared memory), then read by two products; the weight read twice a chunk, its gradient
 //! read and written once a chunk.
 
-use patchgpt_tensor::{Backend, Destination, LinearCrossEntropy, Result, Tensor};
+use patchgpt_tensor::{Backend, Destination, LinearCrossEntropy, LogitChunk, Result, Tensor};
 
 use super::cross_entropy;
 use crate::device::Cuda;
 
-/// How many rows of logits exist at a time: `bytes` of them, but at least `rows`.
-struct Chunk {
-    bytes: usize,
-    rows: usize,
-}
-
 /// Enough to fill a card with products.
-const CARD: Chunk = Chunk { bytes: 256 << 20, rows: 1024 };
+const CARD: LogitChunk = LogitChunk { bytes: 256 << 20, rows: 1024 };
 /// Small, so that small tests have several.
-const EMULATED: Chunk = Chunk { bytes: 4 << 10, rows: 8 };
+const EMULATED: LogitChunk = LogitChunk { bytes: 4 << 10, rows: 8 };
+
+/// The logits that exist at a time.
+pub(crate) fn logits(emulated: bool) -> LogitChunk {
+    if emulated { EMULATED } else { CARD }
+}
 
 /// See [`Backend::linear_cross_entropy`].
 pub(crate) fn linear_cross_entropy(cuda: &Cuda, args: LinearCrossEntropy) -> Result<()> {
@@ -31,8 +30,7 @@ pub(crate) fn linear_cross_entropy(cuda: &Cuda, args: LinearCrossEntropy) -> Res
             _ => Ok(()),
         };
     }
-    let chunk = if cuda.is_emulated() { EMULATED } else { CARD };
-    let chunk = (chunk.bytes / (vocabulary.max(1) * x.dtype().size())).max(chunk.rows).min(rows);
+    let chunk = logits(cuda.is_emulated()).rows_of(rows, vocabulary, x.dtype().size());
     let all_logits = Tensor::empty(&[chunk, vocabulary], x.dtype(), x.device())?;
     let tracked = d_x.is_some() || d_weight.is_some();
     let all_lse = if tracked { None } else { Some(Tensor::empty(&[chunk], losses.dtype(), x.device())?) };

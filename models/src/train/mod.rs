@@ -25,4 +25,6 @@ pub(crate) use prepare::initial_model;
 pub use prepare::{dtype, load_text, make_dataset, open_device};
 pub use run::{Start, run};
 pub use sample::sample;
+#[cfg(feature = "program")]
+pub(crate) use step::held_by;
 pub use step::{Step, step};

@@ -68,7 +68,7 @@ impl Stage {
     /// # Errors
     /// Patches that do not divide the batch or the context.
     #[cfg(feature = "program")]
-    pub(crate) fn alone(config: &Config, name: StageName, steps: u64) -> Result<Stage> {
+    pub fn alone(config: &Config, name: StageName, steps: u64) -> Result<Stage> {
         let regime = match (name, config.train.stage_patch_sizes().first()) {
             (StageName::Patch, Some(&k)) => config.train.patch_regime(k),
             _ => Regime::token(),

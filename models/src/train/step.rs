@@ -63,15 +63,20 @@ fn explained(error: Error, gpt: &Gpt, optimizer: &AdamW) -> Error {
         return error;
     };
     let TensorError::OutOfMemory { device, bytes, held, detail } = tensor else { return Error::Tensor(tensor) };
-    let parameters = gpt.parameters();
-    let size = |tensor: &Tensor| tensor.len() * tensor.dtype().size();
-    let rounded = if parameters.dtype() == parameters.values().dtype() { 0 } else { parameters.dtype().size() };
-    let mut parts = vec![
-        ("weights", size(parameters.values()) + parameters.values().len() * rounded),
-        ("gradients", size(parameters.gradients())),
-        ("moments", size(optimizer.first_moment()) + size(optimizer.second_moment())),
-    ];
+    let mut parts = held_by(gpt, optimizer).to_vec();
     let known: usize = parts.iter().map(|(_, bytes)| bytes).sum();
     parts.push(("activations and what ops work with", held.saturating_sub(known)));
     Error::OutOfMemory { device, bytes, held, detail, parts }
+}
+
+/// Names and bytes of what a model in training holds all the time.
+pub(crate) fn held_by(gpt: &Gpt, optimizer: &AdamW) -> [(&'static str, usize); 3] {
+    let parameters = gpt.parameters();
+    let size = |tensor: &Tensor| tensor.len() * tensor.dtype().size();
+    let rounded = if parameters.dtype() == parameters.values().dtype() { 0 } else { parameters.dtype().size() };
+    [
+        ("weights", size(parameters.values()) + parameters.values().len() * rounded),
+        ("gradients", size(parameters.gradients())),
+        ("moments", size(optimizer.first_moment()) + size(optimizer.second_moment())),
+    ]
 }

@@ -7,6 +7,7 @@ mod devices;
 mod inspect;
 mod interruption;
 mod model;
+mod plan;
 mod run;
 mod stops;
 mod train;

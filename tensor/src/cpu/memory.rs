@@ -84,7 +84,7 @@ impl Drop for Block {
 }
 
 /// Sizes are rounded up to a class, eight per power of two, so that a freed block fits the next request of about its size.
-fn size_class(bytes: usize) -> usize {
+pub(crate) fn size_class(bytes: usize) -> usize {
     let step = (bytes.next_power_of_two() / 8).max(ALIGNMENT);
     bytes.max(1).div_ceil(step) * step
 }

@@ -31,9 +31,10 @@ mod vectorized;
 use std::sync::Arc;
 
 use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
-use crate::ops::linear_cross_entropy_by_chunks;
+use crate::ops::linear_cross_entropy_on_host;
 use crate::{DType, Error, Limits, Memory, Result, ScatterIndex, Tensor};
 use memory::Arena;
+pub(crate) use memory::size_class;
 use parallel::Pool;
 
 /// The CPU as a device: a pool of threads and an arena of memory.
@@ -287,12 +288,7 @@ impl Backend for Cpu {
     }
 
     fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
-        if args.x.dtype() != DType::BF16 {
-            return linear_cross_entropy_by_chunks(self, args);
-        }
-        // Widened once, not for every chunk; logits stay in f32.
-        let (x, weight) = (args.x.cast(DType::F32)?, args.weight.cast(DType::F32)?);
-        linear_cross_entropy_by_chunks(self, LinearCrossEntropy { x: &x, weight: &weight, ..args })
+        linear_cross_entropy_on_host(self, args)
     }
 
     fn adamw(&self, args: AdamW) -> Result<()> {

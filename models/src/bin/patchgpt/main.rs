@@ -10,9 +10,11 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod output;
+mod plan;
 mod progress;
 mod runs;
 mod settings;
+mod step;
 mod train;
 
 use std::process::ExitCode;
@@ -44,6 +46,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Measures training steps: tokens per second, time by op, memory
     Bench(bench::Args),
+    /// The memory of a training step, and passes that fit a device, before anything is trained
+    Plan(plan::Args),
     /// The devices of this machine, or what is missing for them
     Devices(devices::Args),
 }
@@ -56,6 +60,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Devices(args) => devices::run(&args),
     };
     match done {

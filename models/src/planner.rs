@@ -1,0 +1,237 @@
+//! The memory of a training step before it is made: the step runs on [`Meta`], which computes nothing and counts what every tensor would
+//! hold, on whatever device and at whatever size. What is counted is therefore what the code allocates, not a formula beside it.
+
+use patchgpt_cuda as cuda;
+use patchgpt_tensor::{MemoryModel, Meta};
+use serde::Serialize;
+
+use crate::config::{Config, Device};
+use crate::data::{Batch, InvertedIndex};
+use crate::gpt::Gpt;
+use crate::optimizer::AdamW;
+use crate::train::stages::{Stage, StageName};
+use crate::train::{self, stage_shape};
+use crate::{Error, Result};
+
+/// Share of a device's memory that is left to its driver, loaded kernels and gaps between blocks.
+pub const HEADROOM: f64 = 0.05;
+
+/// What a training step holds, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Footprint {
+    /// Sequences of a forward and backward pass.
+    pub micro_batch: usize,
+    /// Whether blocks are computed again in the backward pass instead of kept.
+    pub recompute: bool,
+    /// Weights; with bf16 the f32 masters and their bf16 copies.
+    pub weights: usize,
+    /// Gradients of the weights.
+    pub gradients: usize,
+    /// AdamW's two moments.
+    pub moments: usize,
+    /// Everything else at the peak: activations, their gradients, logits, what ops work with.
+    pub activations: usize,
+    /// Of these, the logits of a chunk of rows, which exist while the head and its loss are computed.
+    pub logits: usize,
+    /// All of it at the step's peak.
+    pub peak: usize,
+}
+
+/// How the device of `config` takes memory.
+pub fn memory_model(device: Device) -> MemoryModel {
+    match device {
+        Device::Cpu => MemoryModel::cpu(),
+        Device::Cuda => cuda::memory_model(false),
+        Device::CudaEmulated => cuda::memory_model(true),
+    }
+}
+
+/// The memory of a step of one stage of `config`, as `config` has its passes.
+///
+/// # Errors
+/// Settings that contradict each other.
+pub fn footprint(config: &Config, name: StageName) -> Result<Footprint> {
+    let stage = Stage::alone(config, name, 1)?;
+    let model = memory_model(config.device.device);
+    let meta = Meta::new(model);
+    let gpt = train::initial_model(config, &meta.device())?;
+    let mut optimizer = AdamW::new(gpt.parameters(), (&config.train).into())?;
+    let mut batch = blank(&stage, stage.micro_batch, &gpt)?;
+    // A second pass, where there is one, adds to the gradients of the first.
+    let passes = stage.sequences.div_ceil(stage.micro_batch).min(2);
+    batch.valid_weight /= passes as f64;
+    let passes = vec![batch; passes];
+    train::step(&gpt, &mut optimizer, &passes, &stage.regime.weights(), config.train.lr, config.train.clip)?;
+    let [weights, gradients, moments] = train::held_by(&gpt, &optimizer).map(|(_, bytes)| bytes);
+    let peak = meta.memory_peak();
+    let rows = stage.micro_batch * stage.positions;
+    let (logit, vocabulary) = (logit_size(config), config.model.vocab_size);
+    Ok(Footprint {
+        micro_batch: stage.micro_batch,
+        recompute: config.train.recompute,
+        weights,
+        gradients,
+        moments,
+        activations: peak.saturating_sub(weights + gradients + moments),
+        logits: model.logits.rows_of(rows, vocabulary, logit) * vocabulary * logit,
+        peak,
+    })
+}
+
+/// Bytes of a logit.
+pub fn logit_size(config: &Config) -> usize {
+    let dtype = train::dtype(&config.device);
+    if memory_model(config.device.device).widens_head { dtype.accumulator().size() } else { dtype.size() }
+}
+
+/// A batch of `sequences` sequences of the token 0.
+fn blank(stage: &Stage, sequences: usize, gpt: &Gpt) -> Result<Batch> {
+    let shape = stage_shape(stage).window;
+    let inputs = vec![0; sequences * shape.advance()];
+    let targets = vec![0; sequences * shape.positions * shape.target_patch];
+    Ok(Batch {
+        sequences,
+        shape,
+        index: InvertedIndex::new(&inputs, gpt.config().vocab_size)?,
+        valid_targets: targets.len(),
+        valid_weight: stage.regime.weights().iter().sum::<f64>() * (sequences * shape.positions) as f64,
+        bag_entropy: 0.0,
+        inputs,
+        targets,
+    })
+}
+
+/// The passes with the most sequences that fit into `memory` bytes less [`HEADROOM`]: without and with recomputation, where there are any.
+///
+/// # Errors
+/// As [`footprint`].
+pub fn choices(config: &Config, name: StageName, memory: usize) -> Result<Vec<Footprint>> {
+    let room = (memory as f64 * (1.0 - HEADROOM)) as usize;
+    let sequences = Stage::alone(config, name, 1)?.sequences;
+    let mut found = Vec::new();
+    for recompute in [false, true] {
+        let at = |micro_batch: usize| {
+            let mut config = config.clone();
+            (config.train.micro_batch, config.train.recompute) = (Some(micro_batch), recompute);
+            footprint(&config, name)
+        };
+        let mut best = at(1)?;
+        if best.peak > room {
+            continue;
+        }
+        // `most` is one that does not fit, or one more than there are.
+        let mut most = sequences + 1;
+        while most - best.micro_batch > 1 {
+            // Doubled while nothing is known to be too large: passes of a size that memory forbids are then hardly tried.
+            let middle =
+                if most > sequences { (2 * best.micro_batch).min(sequences) } else { (best.micro_batch + most) / 2 };
+            let tried = at(middle)?;
+            if tried.peak <= room { best = tried } else { most = middle }
+        }
+        found.push(best);
+    }
+    Ok(found)
+}
+
+/// Fewest positions of a pass that keep a device busy: below, recomputation costs less than small products do.
+const POSITIONS: usize = 4096;
+
+/// The choice that takes the least time: without recomputation, unless its passes are too small.
+pub fn proposal<'a>(choices: &'a [Footprint], stage: &Stage) -> Option<&'a Footprint> {
+    let enough = POSITIONS.div_ceil(stage.positions).min(stage.sequences);
+    let plain = choices.iter().find(|choice| !choice.recompute);
+    plain.filter(|choice| choice.micro_batch >= enough).or(choices.iter().max_by_key(|choice| choice.micro_batch))
+}
+
+/// Bytes from text such as `80G`, `79.6GiB` or `24000M`: units of 1000 without an i, of 1024 with one.
+///
+/// # Errors
+/// Text that is no amount of memory, or none of it.
+pub fn parse_memory(text: &str) -> Result<usize> {
+    let expected =
+        || Error::Config(format!("an amount of memory such as 80G, 79.6GiB or 24000M is expected, got `{text}`"));
+    let size: bytesize::ByteSize = text.parse().map_err(|_| expected())?;
+    usize::try_from(size.as_u64()).ok().filter(|&bytes| bytes > 0).ok_or_else(expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(sets: &[&str]) -> Config {
+        let mut config = Config::preset("bench-s").unwrap();
+        (config.model.layers, config.model.vocab_size) = (2, 1000);
+        (config.train.seq_len, config.train.batch_size) = (64, 8);
+        for set in sets {
+            match *set {
+                "recompute" => config.train.recompute = true,
+                "bf16" => config.device.dtype = crate::config::Dtype::Bf16,
+                other => panic!("{other}"),
+            }
+        }
+        config
+    }
+
+    #[test]
+    fn parts_add_up_and_known_ones_are_what_they_must_be() {
+        let config = small(&[]);
+        let found = footprint(&config, StageName::Token).unwrap();
+        // Parameters are padded, each to whole cache lines.
+        let near = |bytes: usize, each: usize| {
+            let exact = (each * config.model.parameters()) as f64;
+            assert!((exact..1.01 * exact).contains(&(bytes as f64)), "{bytes} bytes, {each} for each parameter");
+        };
+        near(found.weights, 4);
+        assert_eq!((found.gradients, found.moments), (found.weights, 2 * found.weights));
+        assert_eq!(found.peak, found.weights + found.gradients + found.moments + found.activations);
+        assert_eq!(found.logits, 8 * 64 * 1000 * 4);
+        assert!(found.activations > found.logits);
+        let half = footprint(&small(&["bf16"]), StageName::Token).unwrap();
+        near(half.weights, 6);
+        assert_eq!((half.gradients, half.moments), (found.gradients, found.moments));
+        let less = footprint(&small(&["recompute"]), StageName::Token).unwrap();
+        assert!(less.activations < found.activations);
+    }
+
+    #[test]
+    fn the_largest_passes_that_fit_are_found() {
+        let config = small(&[]);
+        let with = |micro_batch: usize, recompute: bool| {
+            let mut config = config.clone();
+            (config.train.micro_batch, config.train.recompute) = (Some(micro_batch), recompute);
+            footprint(&config, StageName::Patch).unwrap()
+        };
+        for wanted in [1, 3, 5, 8] {
+            let memory = (with(wanted, false).peak as f64 / (1.0 - HEADROOM)).ceil() as usize;
+            let found = choices(&config, StageName::Patch, memory).unwrap();
+            assert_eq!(found[0], with(wanted, false));
+            assert!(found[1].recompute && found[1].micro_batch >= wanted);
+            assert_eq!(found[1], with(found[1].micro_batch, true));
+        }
+        assert!(choices(&config, StageName::Patch, 1000).unwrap().is_empty());
+    }
+
+    #[test]
+    fn recomputation_is_proposed_where_passes_would_be_small() {
+        let stage = Stage::alone(&small(&[]), StageName::Token, 1).unwrap();
+        let all = footprint(&small(&[]), StageName::Token).unwrap();
+        let choice = |micro_batch, recompute| Footprint { micro_batch, recompute, ..all };
+        let two = [choice(8, false), choice(8, true)];
+        assert_eq!(proposal(&two, &stage), Some(&two[0]));
+        let two = [choice(2, false), choice(6, true)];
+        assert_eq!(proposal(&two, &stage), Some(&two[1]));
+        assert_eq!(proposal(&two[1..], &stage), Some(&two[1]));
+        assert_eq!(proposal(&[], &stage), None);
+    }
+
+    #[test]
+    fn amounts_of_memory() {
+        assert_eq!(parse_memory("80G").unwrap(), 80_000_000_000);
+        assert_eq!(parse_memory("1.5GiB").unwrap(), 3 << 29);
+        assert_eq!(parse_memory("24000 MB").unwrap(), 24_000_000_000);
+        for wrong in ["", "much", "-3G", "0", "3 apples"] {
+            let message = parse_memory(wrong).unwrap_err().to_string();
+            assert!(message.contains("79.6GiB") && message.contains(wrong), "{message}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Shapes without elements: a device whose tensors hold no memory and whose primitives compute nothing, but which counts what they would
+//! hold. A training step on it takes milliseconds whatever the model's size and tells the step's memory to the byte:
+//!
+//! ```
+//! use patchgpt_tensor::{DType, Meta, MemoryModel, Tensor};
+//! # fn main() -> patchgpt_tensor::Result<()> {
+//! let meta = Meta::new(MemoryModel::cpu());
+//! let a = Tensor::zeros(&[1 << 20, 1 << 20], DType::F32, &meta.device())?;
+//! let b = a.matmul(&a.t()?)?;
+//! assert_eq!(b.shape(), [1 << 20, 1 << 20]);
+//! assert_eq!(meta.memory_held(), 8 << 40);
+//! # Ok(()) }
+//! ```
+//!
+//! Checks of shapes, dtypes and indices are those of every device, since they stand before it. A [`Profiler`](crate::profile::Profiler) around it
+//! counts FLOPs and bytes. Elements that are read are unknown: NaN, and -1 in integers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
+use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
+use crate::{Device, Memory, Result, ScatterIndex, Tensor};
+
+/// How many rows of logits the head and its loss hold at a time: `bytes` of them, but at least `rows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogitChunk {
+    /// Bytes of logits.
+    pub bytes: usize,
+    /// Fewest rows.
+    pub rows: usize,
+}
+
+impl LogitChunk {
+    /// Rows of a chunk of `rows` rows of `vocabulary` logits of `size` bytes each.
+    pub fn rows_of(&self, rows: usize, vocabulary: usize, size: usize) -> usize {
+        (self.bytes / (vocabulary.max(1) * size)).max(self.rows).min(rows)
+    }
+}
+
+/// What decides how much memory a kind of device takes for the same tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryModel {
+    /// Bytes that an allocation of so many bytes holds.
+    pub allocation: fn(usize) -> usize,
+    /// Logits that the head and its loss hold.
+    pub logits: LogitChunk,
+    /// Whether the head computes bf16 in f32 copies of its factors.
+    pub widens_head: bool,
+    /// Bytes that the device holds from the start, tensors or not.
+    pub constant: usize,
+}
+
+impl MemoryModel {
+    /// The CPU's.
+    pub fn cpu() -> MemoryModel {
+        MemoryModel { allocation: crate::cpu::size_class, logits: HOST_LOGITS, widens_head: true, constant: 0 }
+    }
+}
+
+/// The backend without elements. See the module's documentation.
+pub struct Meta {
+    model: MemoryModel,
+    account: Arc<Account>,
+}
+
+#[derive(Default)]
+struct Account {
+    held: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl Meta {
+    /// A device that counts memory as `model` says.
+    pub fn new(model: MemoryModel) -> Arc<Meta> {
+        let account = Account { held: model.constant.into(), peak: model.constant.into() };
+        Arc::new(Meta { model, account: Arc::new(account) })
+    }
+
+    /// The device to make tensors on.
+    pub fn device(self: &Arc<Self>) -> Device {
+        Device::new(self.clone())
+    }
+
+    /// Bytes that live tensors would hold.
+    pub fn memory_held(&self) -> usize {
+        self.account.held.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that live tensors would have held at one time.
+    pub fn memory_peak(&self) -> usize {
+        self.account.peak.load(Ordering::Relaxed)
+    }
+}
+
+/// So many bytes of nothing.
+struct Nothing {
+    bytes: usize,
+    account: Arc<Account>,
+}
+
+impl Memory for Nothing {}
+
+impl Drop for Nothing {
+    fn drop(&mut self) {
+        self.account.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Primitives that do nothing.
+macro_rules! nothing {
+    ($($name:ident($($argument:ty),*);)*) => {
+        $(fn $name(&self, $(_: $argument),*) -> Result<()> {
+            Ok(())
+        })*
+    };
+}
+
+impl Backend for Meta {
+    fn name(&self) -> String {
+        "meta".into()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {
+        let (bytes, account) = ((self.model.allocation)(bytes), self.account.clone());
+        let held = account.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        account.peak.fetch_max(held, Ordering::Relaxed);
+        Ok(Box::new(Nothing { bytes, account }))
+    }
+
+    fn download(&self, _: &Tensor, bytes: &mut [u8]) -> Result<()> {
+        bytes.fill(0xFF);
+        Ok(())
+    }
+
+    fn memory_peak(&self) -> Option<usize> {
+        Some(Meta::memory_peak(self))
+    }
+
+    fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
+        match self.model.widens_head {
+            true => linear_cross_entropy_on_host(self, args),
+            false => linear_cross_entropy_by_chunks(self, self.model.logits, args),
+        }
+    }
+
+    nothing! {
+        upload(&Tensor, &[u8]);
+        synchronize();
+        fill(&Tensor, f64);
+        copy(&Tensor, &Tensor);
+        random(&Tensor, Distribution, u64, u64);
+        unary(&Tensor, Unary, &Tensor);
+        binary(Destination, Binary, &Tensor, &Tensor);
+        reduce(Destination, Reduction, &Tensor);
+        matmul(Destination, &Tensor, &Tensor, f64);
+        softmax(&Tensor, &Tensor);
+        softmax_backward(Destination, &Tensor, &Tensor);
+        patch_embedding(&Tensor, &Tensor, &Tensor);
+        patch_embedding_backward(Destination, &Tensor, &ScatterIndex, usize);
+        rms_norm(&Tensor, &Tensor, &Tensor, &Tensor, f64);
+        rms_norm_backward(Option<Destination>, Option<Destination>, &Tensor, &Tensor, &Tensor, &Tensor);
+        layer_norm(&Tensor, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor, f64);
+        layer_norm_backward(Option<Destination>, Option<Destination>, Option<Destination>, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor);
+        rope(&Tensor, &Tensor, &Tensor, &Tensor, bool);
+        causal_attention(&Tensor, &Tensor, &Tensor, &Tensor, &Tensor, f64);
+        causal_attention_backward(Destination, Destination, Destination, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor, f64);
+        gelu(&Tensor, &Tensor);
+        gelu_backward(Destination, &Tensor, &Tensor);
+        swiglu(&Tensor, &Tensor);
+        swiglu_backward(Destination, &Tensor, &Tensor);
+        cross_entropy(&Tensor, &Tensor, &Tensor, &Tensor, &Tensor);
+        cross_entropy_backward(Destination, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor);
+        adamw(AdamW);
+        global_norm(&Tensor, &Tensor, &Tensor, f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DType, Error};
+
+    fn exact() -> Arc<Meta> {
+        let logits = LogitChunk { bytes: 1 << 10, rows: 2 };
+        Meta::new(MemoryModel { allocation: |bytes| bytes, logits, widens_head: false, constant: 100 })
+    }
+
+    #[test]
+    fn live_tensors_are_counted_and_the_peak_remembered() {
+        let meta = exact();
+        let device = meta.device();
+        let a = Tensor::zeros(&[10], DType::F32, &device).expect("a tensor");
+        let b = a.gelu().expect("a tensor");
+        assert_eq!((meta.memory_held(), meta.memory_peak()), (180, 180));
+        drop((a, b));
+        assert_eq!((meta.memory_held(), meta.memory_peak()), (100, 180));
+    }
+
+    #[test]
+    fn checks_are_those_of_every_device_and_elements_are_unknown() {
+        let device = exact().device();
+        let a = Tensor::zeros(&[2, 3], DType::F32, &device).expect("a tensor");
+        assert!(matches!(a.matmul(&a), Err(Error::Shape { .. })));
+        assert!(a.to_vec::<f32>().expect("elements").iter().all(|x| x.is_nan()));
+        let ids = Tensor::from_slice(&[9i32], &[1, 1], &device).expect("a tensor");
+        assert!(matches!(a.patch_embedding(&ids), Err(Error::Index { .. })), "an id beyond the table");
+    }
+
+    #[test]
+    fn the_head_holds_a_chunk_of_logits() {
+        let meta = exact();
+        let make = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &meta.device()).expect("a tensor");
+        let (x, weight, weights, scale) = (make(&[64, 4]), make(&[32, 4]), make(&[1]), make(&[]));
+        let targets = Tensor::from_slice(&[1i32; 64], &[64, 1], &meta.device()).expect("a tensor");
+        let held = meta.memory_held();
+        x.linear_cross_entropy(&weight, &targets, &weights, &scale, None, None).expect("losses");
+        // 8 rows of 32 logits are 1 KiB; their log-sum-exps; the losses of all 64 rows.
+        assert_eq!(meta.memory_peak(), held + 1024 + 8 * 4 + 64 * 4);
+    }
+}
