@@ -68,7 +68,7 @@ impl Walk {
             let body = op.body(self.keep_graph).ok_or(Error::Released { op: op.name })?;
             match &body.work {
                 Work::Function { function, saved } => {
-                    saved.check()?;
+                    saved.prepare()?;
                     let mut d_inputs = Gradients::new(op.name, &body.inputs, self);
                     function.backward(saved, &d_outputs, &mut d_inputs)?;
                     d_inputs.finish()?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use patchgpt_tensor::Tensor;
 
 use crate::graph::{Input, Kind, Node, Work};
+use crate::recipe::{Kept, Recipe};
 use crate::recording::{self, Recording};
 use crate::{Error, Gradients, Result, Var};
 
@@ -59,6 +60,12 @@ pub trait Function: Send + Sync + 'static {
     fn is_differentiable(&self) -> bool {
         true
     }
+
+    /// Whether its one output costs little to compute again beside the memory it takes, as that of a norm or an activation does: within
+    /// [`recompute_cheap`](crate::recompute_cheap) other ops then do not keep it. The forward pass must give the same bits when it runs again.
+    fn is_cheap(&self) -> bool {
+        false
+    }
 }
 
 /// A tensor and the version of its buffer at the time of saving.
@@ -97,10 +104,17 @@ impl SavedTensor {
 pub struct Context<'a> {
     inputs: &'a [&'a Tensor],
     needs: &'a [bool],
-    saved: Vec<Option<SavedTensor>>,
+    /// How inputs can be made again; shorter where none can.
+    recipes: &'a [Option<Arc<Recipe>>],
+    saved: Vec<Option<Kept>>,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    /// A context in which nothing is saved.
+    pub(crate) fn without_backward(inputs: &'a [&'a Tensor]) -> Self {
+        Context { inputs, needs: &[], recipes: &[], saved: Vec::new() }
+    }
+
     /// Whether backward will be asked for the gradient of input `i`.
     pub fn needs_gradient(&self, i: usize) -> bool {
         self.needs.get(i).copied().unwrap_or(false)
@@ -120,8 +134,19 @@ impl Context<'_> {
     /// As [`Context::save`] if `condition`; else only takes the number.
     pub fn save_if(&mut self, condition: bool, tensor: &Tensor) {
         if self.needs_any_gradient() {
-            let input = || self.inputs.iter().position(|x| Arc::ptr_eq(x.buffer(), tensor.buffer()));
-            self.saved.push(condition.then(|| SavedTensor::new(tensor, input())));
+            self.saved.push(condition.then(|| self.keep(tensor)));
+        }
+    }
+
+    fn keep(&self, tensor: &Tensor) -> Kept {
+        let input = self.inputs.iter().position(|x| Arc::ptr_eq(x.buffer(), tensor.buffer()));
+        let recipe = input.and_then(|i| Some((self.inputs[i], self.recipes.get(i)?.as_ref()?)));
+        match recipe {
+            // The same elements in the same order, so that a view of what is made again holds them.
+            Some((x, recipe)) if x.is_contiguous() && tensor.is_contiguous() && x.len() == tensor.len() => {
+                Kept::recipe(recipe.clone(), tensor.shape())
+            }
+            _ => Kept::Tensor(SavedTensor::new(tensor, input)),
         }
     }
 }
@@ -129,7 +154,7 @@ impl Context<'_> {
 /// The tensors that a forward pass saved, unchanged since.
 pub struct Saved {
     op: &'static str,
-    tensors: Vec<Option<SavedTensor>>,
+    tensors: Vec<Option<Kept>>,
 }
 
 impl Saved {
@@ -139,7 +164,7 @@ impl Saved {
     /// No tensor was saved under this number.
     pub fn get(&self, k: usize) -> Result<&Tensor> {
         match self.tensors.get(k) {
-            Some(Some(saved)) => Ok(&saved.tensor),
+            Some(Some(kept)) => kept.tensor(self.op),
             _ => Err(Error::Number { op: self.op, what: "saved tensor", number: k, count: self.tensors.len() }),
         }
     }
@@ -149,7 +174,8 @@ impl Saved {
     /// # Errors
     /// More or less than `N` were saved.
     pub fn tensors<const N: usize>(&self) -> Result<[&Tensor; N]> {
-        let all: Vec<&Tensor> = self.tensors.iter().flatten().map(|s| &s.tensor).collect();
+        let all: Vec<&Tensor> =
+            self.tensors.iter().flatten().map(|kept| kept.tensor(self.op)).collect::<Result<_>>()?;
         let count = all.len();
         all.try_into().map_err(|_| Error::Number { op: self.op, what: "saved tensors up to number", number: N, count })
     }
@@ -168,10 +194,11 @@ impl Saved {
         }
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Checks that nothing has changed, and makes again what was not kept.
+    pub(crate) fn prepare(&self) -> Result<()> {
         let numbered = self.tensors.iter().enumerate();
-        for (k, saved) in numbered.filter_map(|(k, saved)| Some((k, saved.as_ref()?))) {
-            saved.check(self.op, || format!("saved tensor {k}"))?;
+        for (k, kept) in numbered.filter_map(|(k, kept)| Some((k, kept.as_ref()?))) {
+            kept.prepare(self.op, || format!("saved tensor {k}"))?;
         }
         Ok(())
     }
@@ -193,22 +220,29 @@ pub fn apply<F: Function>(function: F, inputs: &[&Var]) -> Result<Vec<Var>> {
         Recording::On => inputs.iter().map(|x| x.is_tracked()).collect(),
         _ => Vec::new(),
     };
-    let mut context = Context { inputs: &tensors, needs: &needs, saved: Vec::new() };
+    let recipes: Vec<Option<Arc<Recipe>>> = inputs.iter().map(|x| x.recipe().cloned()).collect();
+    let mut context = Context { inputs: &tensors, needs: &needs, recipes: &recipes, saved: Vec::new() };
     let outputs = function.forward(&tensors, &mut context)?;
     if !tracked {
         return Ok(outputs.into_iter().map(Var::constant).collect());
     }
-    let node = if state == Recording::Rehearsal {
+    if state == Recording::Rehearsal {
         note_parameters(inputs);
-        Node::rehearsed()
-    } else {
-        let saved = Saved { op, tensors: context.saved };
-        let work = Work::Function { function: Box::new(function), saved };
-        let inputs = inputs.iter().map(|x| Input::new(x.tensor(), x.edge().cloned())).collect();
-        Node::op(op, outputs.len(), work, inputs)
+        return Ok(outputs_of(Node::rehearsed(), outputs, None));
+    }
+    let (function, saved): (Arc<dyn Function>, _) = (Arc::new(function), Saved { op, tensors: context.saved });
+    let recipe = match recording::is_remaking() && function.is_cheap() && outputs.len() == 1 {
+        true => Recipe::new(function.clone(), inputs),
+        false => None,
     };
-    let numbered = outputs.into_iter().enumerate();
-    Ok(numbered.map(|(i, tensor)| Var::of_node(tensor, node.clone(), i)).collect())
+    let places = inputs.iter().map(|x| Input::new(x.tensor(), x.edge().cloned())).collect();
+    let node = Node::op(op, outputs.len(), Work::Function { function, saved }, places);
+    Ok(outputs_of(node, outputs, recipe.map(Arc::new)))
+}
+
+fn outputs_of(node: Arc<Node>, outputs: Vec<Tensor>, recipe: Option<Arc<Recipe>>) -> Vec<Var> {
+    let var = |(i, tensor)| Var::of_node(tensor, node.clone(), i).with_recipe(recipe.clone());
+    outputs.into_iter().enumerate().map(var).collect()
 }
 
 /// [`apply`] for a function with one output.

@@ -46,7 +46,7 @@ pub(crate) struct Body {
 }
 
 pub(crate) enum Work {
-    Function { function: Box<dyn Function>, saved: Saved },
+    Function { function: Arc<dyn Function>, saved: Saved },
     Recomputation(Recomputation),
 }
 

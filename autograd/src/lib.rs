@@ -4,7 +4,8 @@
 //! - [`Var::backward`] walks the graph in descending order of creation, adds to the gradients of parameters in place, and frees what it has
 //!   used. The order is a function of the program alone, so that gradients are the same to the bit in every run.
 //! - [`Function`] is what an op implements, [`apply`] runs it: ops from outside are no different from those inside.
-//! - [`recompute`] trades a second forward pass for the memory of activations; [`no_grad`] turns recording off.
+//! - [`recompute`] trades a second forward pass for the memory of activations, [`recompute_cheap`] that of norms and activation functions alone;
+//!   [`no_grad`] turns recording off.
 //! - [`gradcheck`](fn@gradcheck) holds the gradients of any function of `Var`s against finite differences.
 //!
 //! A training step:
@@ -38,6 +39,7 @@ pub mod gradcheck;
 mod gradients;
 mod graph;
 mod ops;
+mod recipe;
 mod recompute;
 mod recording;
 mod var;
@@ -46,6 +48,7 @@ pub use error::{Error, Result};
 pub use function::{Context, Function, Saved, apply};
 pub use gradcheck::gradcheck;
 pub use gradients::Gradients;
+pub use recipe::recompute_cheap;
 pub use recompute::recompute;
 pub use recording::{is_recording, no_grad};
 pub use var::Var;

@@ -17,6 +17,7 @@ pub(crate) enum Recording {
 
 thread_local! {
     static STATE: Cell<Recording> = const { Cell::new(Recording::On) };
+    static REMAKING: Cell<bool> = const { Cell::new(false) };
     static PARAMETERS: RefCell<Vec<SavedTensor>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -36,6 +37,23 @@ pub(crate) fn state() -> Recording {
 /// Runs `f` in another state.
 pub(crate) fn with_state<R>(state: Recording, f: impl FnOnce() -> R) -> R {
     let _restore = Restore(STATE.replace(state));
+    f()
+}
+
+/// Whether outputs of cheap ops are made again instead of kept.
+pub(crate) fn is_remaking() -> bool {
+    REMAKING.get()
+}
+
+/// Runs `f` while they are.
+pub(crate) fn remaking<R>(f: impl FnOnce() -> R) -> R {
+    struct Back(bool);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            REMAKING.set(self.0);
+        }
+    }
+    let _back = Back(REMAKING.replace(true));
     f()
 }
 

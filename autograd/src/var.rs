@@ -6,6 +6,7 @@ use std::sync::Arc;
 use patchgpt_tensor::{DType, Device, Tensor};
 
 use crate::graph::{Edge, Kind, Node};
+use crate::recipe::Recipe;
 use crate::{Error, Result, backward};
 
 /// A value of a computation: a [`Tensor`] and, if it is tracked, its place in the graph. Cheap to clone.
@@ -15,12 +16,14 @@ use crate::{Error, Result, backward};
 pub struct Var {
     tensor: Tensor,
     edge: Option<Edge>,
+    /// How the value is made again, if it need not be kept.
+    recipe: Option<Arc<Recipe>>,
 }
 
 impl Var {
     /// A value without a gradient.
     pub fn constant(tensor: Tensor) -> Var {
-        Var { tensor, edge: None }
+        Var { tensor, edge: None, recipe: None }
     }
 
     /// A parameter; memory for its gradient is made by the first backward that reaches it.
@@ -54,12 +57,21 @@ impl Var {
 
     /// An output of a node.
     pub(crate) fn of_node(tensor: Tensor, node: Arc<Node>, output: usize) -> Var {
-        Var { tensor, edge: Some(Edge { node, output }) }
+        Var { tensor, edge: Some(Edge { node, output }), recipe: None }
+    }
+
+    /// The same value, which can be made again.
+    pub(crate) fn with_recipe(self, recipe: Option<Arc<Recipe>>) -> Var {
+        Var { recipe, ..self }
+    }
+
+    pub(crate) fn recipe(&self) -> Option<&Arc<Recipe>> {
+        self.recipe.as_ref()
     }
 
     /// A value at a known place.
     pub(crate) fn at(tensor: Tensor, edge: Option<Edge>) -> Var {
-        Var { tensor, edge }
+        Var { tensor, edge, recipe: None }
     }
 
     pub(crate) fn edge(&self) -> Option<&Edge> {

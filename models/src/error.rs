@@ -40,7 +40,7 @@ pub enum Error {
     /// A training step for which the device has not enough memory.
     #[error(
         "out of memory on {device}: {} asked for, {} held{detail}. Held by: {}. Less is needed with a smaller --set train.micro_batch (the \
-         step stays the same), --set train.recompute=true, --dtype bf16, a smaller --batch-size or --seq-len, or a smaller model",
+         step stays the same), --set train.recompute=blocks, --dtype bf16, a smaller --batch-size or --seq-len, or a smaller model",
         in_words(*bytes),
         in_words(*held),
         parts.iter().map(|(what, bytes)| format!("{what} {}", in_words(*bytes))).collect::<Vec<_>>().join(", ")

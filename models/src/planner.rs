@@ -5,7 +5,7 @@ use patchgpt_cuda as cuda;
 use patchgpt_tensor::{MemoryModel, Meta};
 use serde::Serialize;
 
-use crate::config::{Config, Device};
+use crate::config::{Config, Device, Recompute};
 use crate::data::{Batch, InvertedIndex};
 use crate::gpt::Gpt;
 use crate::optimizer::AdamW;
@@ -21,8 +21,8 @@ pub const HEADROOM: f64 = 0.05;
 pub struct Footprint {
     /// Sequences of a forward and backward pass.
     pub micro_batch: usize,
-    /// Whether blocks are computed again in the backward pass instead of kept.
-    pub recompute: bool,
+    /// What the backward pass computes again instead of keeping.
+    pub recompute: Recompute,
     /// Weights; with bf16 the f32 masters and their bf16 copies.
     pub weights: usize,
     /// Gradients of the weights.
@@ -101,7 +101,7 @@ fn blank(stage: &Stage, sequences: usize, gpt: &Gpt) -> Result<Batch> {
     })
 }
 
-/// The passes with the most sequences that fit into `memory` bytes less [`HEADROOM`]: without and with recomputation, where there are any.
+/// The passes with the most sequences that fit into `memory` bytes less [`HEADROOM`], for each level of recomputation that has any.
 ///
 /// # Errors
 /// As [`footprint`].
@@ -109,7 +109,7 @@ pub fn choices(config: &Config, name: StageName, memory: usize) -> Result<Vec<Fo
     let room = (memory as f64 * (1.0 - HEADROOM)) as usize;
     let sequences = Stage::alone(config, name, 1)?.sequences;
     let mut found = Vec::new();
-    for recompute in [false, true] {
+    for recompute in [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks] {
         let at = |micro_batch: usize| {
             let mut config = config.clone();
             (config.train.micro_batch, config.train.recompute) = (Some(micro_batch), recompute);
@@ -136,11 +136,11 @@ pub fn choices(config: &Config, name: StageName, memory: usize) -> Result<Vec<Fo
 /// Fewest positions of a pass that keep a device busy: below, recomputation costs less than small products do.
 const POSITIONS: usize = 4096;
 
-/// The choice that takes the least time: without recomputation, unless its passes are too small.
+/// The choice that takes the least time: the least recomputation whose passes are not too small.
 pub fn proposal<'a>(choices: &'a [Footprint], stage: &Stage) -> Option<&'a Footprint> {
     let enough = POSITIONS.div_ceil(stage.positions).min(stage.sequences);
-    let plain = choices.iter().find(|choice| !choice.recompute);
-    plain.filter(|choice| choice.micro_batch >= enough).or(choices.iter().max_by_key(|choice| choice.micro_batch))
+    let keeps_busy = |choice: &&Footprint| choice.micro_batch >= enough;
+    choices.iter().find(keeps_busy).or(choices.iter().max_by_key(|choice| choice.micro_batch))
 }
 
 /// Bytes from text such as `80G`, `79.6GiB` or `24000M`: units of 1000 without an i, of 1024 with one.
@@ -164,7 +164,8 @@ mod tests {
         (config.train.seq_len, config.train.batch_size) = (64, 8);
         for set in sets {
             match *set {
-                "recompute" => config.train.recompute = true,
+                "cheap" => config.train.recompute = Recompute::Cheap,
+                "blocks" => config.train.recompute = Recompute::Blocks,
                 "bf16" => config.device.dtype = crate::config::Dtype::Bf16,
                 other => panic!("{other}"),
             }
@@ -189,24 +190,28 @@ mod tests {
         let half = footprint(&small(&["bf16"]), StageName::Token).unwrap();
         near(half.weights, 6);
         assert_eq!((half.gradients, half.moments), (found.gradients, found.moments));
-        let less = footprint(&small(&["recompute"]), StageName::Token).unwrap();
-        assert!(less.activations < found.activations);
+        let [cheap, blocks] = ["cheap", "blocks"].map(|level| footprint(&small(&[level]), StageName::Token).unwrap());
+        assert!(blocks.activations < cheap.activations && cheap.activations < found.activations);
     }
 
     #[test]
     fn the_largest_passes_that_fit_are_found() {
         let config = small(&[]);
-        let with = |micro_batch: usize, recompute: bool| {
+        let with = |micro_batch: usize, recompute: Recompute| {
             let mut config = config.clone();
             (config.train.micro_batch, config.train.recompute) = (Some(micro_batch), recompute);
             footprint(&config, StageName::Patch).unwrap()
         };
         for wanted in [1, 3, 5, 8] {
-            let memory = (with(wanted, false).peak as f64 / (1.0 - HEADROOM)).ceil() as usize;
+            let memory = (with(wanted, Recompute::Nothing).peak as f64 / (1.0 - HEADROOM)).ceil() as usize;
             let found = choices(&config, StageName::Patch, memory).unwrap();
-            assert_eq!(found[0], with(wanted, false));
-            assert!(found[1].recompute && found[1].micro_batch >= wanted);
-            assert_eq!(found[1], with(found[1].micro_batch, true));
+            let levels: Vec<Recompute> = found.iter().map(|choice| choice.recompute).collect();
+            assert_eq!(levels, [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks]);
+            assert_eq!(found[0], with(wanted, Recompute::Nothing));
+            for choice in &found[1..] {
+                assert!(choice.micro_batch >= wanted);
+                assert_eq!(*choice, with(choice.micro_batch, choice.recompute));
+            }
         }
         assert!(choices(&config, StageName::Patch, 1000).unwrap().is_empty());
     }
@@ -216,11 +221,15 @@ mod tests {
         let stage = Stage::alone(&small(&[]), StageName::Token, 1).unwrap();
         let all = footprint(&small(&[]), StageName::Token).unwrap();
         let choice = |micro_batch, recompute| Footprint { micro_batch, recompute, ..all };
-        let two = [choice(8, false), choice(8, true)];
-        assert_eq!(proposal(&two, &stage), Some(&two[0]));
-        let two = [choice(2, false), choice(6, true)];
-        assert_eq!(proposal(&two, &stage), Some(&two[1]));
-        assert_eq!(proposal(&two[1..], &stage), Some(&two[1]));
+        let three = |sizes: [usize; 3]| {
+            let levels = [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks];
+            [0, 1, 2].map(|i| choice(sizes[i], levels[i]))
+        };
+        for (sizes, wanted) in [([8, 8, 8], 0), ([4, 8, 8], 1), ([2, 4, 8], 2), ([2, 3, 6], 2)] {
+            let choices = three(sizes);
+            assert_eq!(proposal(&choices, &stage), Some(&choices[wanted]), "{sizes:?}");
+        }
+        assert_eq!(proposal(&three([2, 4, 8])[1..2], &stage), Some(&choice(4, Recompute::Cheap)));
         assert_eq!(proposal(&[], &stage), None);
     }
 

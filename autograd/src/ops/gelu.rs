@@ -14,6 +14,10 @@ impl Function for Gelu {
         "gelu"
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
         context.save(inputs[0]);
         Ok(vec![inputs[0].gelu()?])

@@ -17,6 +17,10 @@ impl Function for LayerNorm {
         "layer_norm"
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
         let Output { output, mean, rstd } = inputs[0].layer_norm(inputs[1], inputs[2], self.eps)?;
         for saved in [inputs[0], inputs[1], &mean, &rstd] {

@@ -17,6 +17,10 @@ impl Function for RmsNorm {
         "rms_norm"
     }
 
+    fn is_cheap(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
         let Output { output, rstd } = inputs[0].rms_norm(inputs[1], self.eps)?;
         for saved in [inputs[0], inputs[1], &rstd] {

@@ -1,8 +1,10 @@
 //! Recomputation: the same bits as the plain pass, less memory, captured parameters, refusals.
 
 use crate::inputs::{device, normal};
-use patchgpt_autograd::{Context, Error, Function, Gradients, Result, Saved, Var, apply, no_grad, recompute};
-use patchgpt_tensor::{DType, Tensor};
+use patchgpt_autograd::{
+    Context, Error, Function, Gradients, Result, Saved, Var, apply, no_grad, recompute, recompute_cheap,
+};
+use patchgpt_tensor::{DType, MemoryModel, Meta, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -62,6 +64,52 @@ fn same_bits_as_the_plain_pass() {
     assert_eq!(run(once), plain);
     assert_eq!(run(nested), plain);
     assert_eq!(run(captured), plain);
+    let cheap = |block: &Block, x: &Var| recompute_cheap(|| block.forward(x));
+    assert_eq!(run(cheap), plain);
+    let within = |block: &Block, x: &Var| {
+        let block = block.clone();
+        recompute(move |v| recompute_cheap(|| block.forward(&v[0])), &[x])
+    };
+    assert_eq!(run(within), plain);
+}
+
+/// Bytes that live tensors hold between forward and backward of `op`, which is given a device without elements.
+fn held(op: impl Fn(&Var) -> Result<Var>) -> usize {
+    let meta = Meta::new(MemoryModel { allocation: |bytes| bytes, ..MemoryModel::cpu() });
+    let x = Var::parameter(Tensor::zeros(&[64, 32], DType::F32, &meta.device()).unwrap());
+    let y = op(&x).unwrap();
+    let held = meta.memory_held();
+    y.backward_with(y.tensor(), false).unwrap();
+    held
+}
+
+#[test]
+fn outputs_of_cheap_ops_are_not_held() {
+    let weight = |x: &Var, shape: &[usize]| Var::parameter(Tensor::zeros(shape, DType::F32, x.device()).unwrap());
+    // The output of gelu, [64, 96], is what `linear` saves; then that of a chain, of which all links go.
+    let one = |x: &Var| x.linear(&weight(x, &[96, 32]), None)?.gelu()?.linear(&weight(x, &[32, 96]), None);
+    assert_eq!(held(one) - held(|x| recompute_cheap(|| one(x))), 4 * 64 * 96);
+    let chain = |x: &Var| x.gelu()?.gelu()?.gelu()?.linear(&weight(x, &[8, 32]), None);
+    assert_eq!(held(chain) - held(|x| recompute_cheap(|| chain(x))), 3 * 4 * 64 * 32);
+    // A chain without end is cut.
+    let long = |x: &Var| (0..100_000).try_fold(x.clone(), |x, _| x.gelu());
+    assert!(held(|x| recompute_cheap(|| long(x))) < held(long) / 4);
+}
+
+#[test]
+fn what_a_cheap_op_is_made_again_from_must_not_change() {
+    let x = normal(&[4, 8], 1).cast(DType::F32).unwrap();
+    let weight = Var::parameter(normal(&[3, 8], 2).cast(DType::F32).unwrap());
+    let constant = Var::constant(x.clone());
+    let y = recompute_cheap(|| constant.gelu().unwrap().linear(&weight, None)).unwrap();
+    x.fill_(1.0).unwrap();
+    // Nothing is made again of an untracked value: gelu's output was kept.
+    y.sum_all().unwrap().backward().unwrap();
+    let x = Var::parameter(normal(&[4, 8], 1).cast(DType::F32).unwrap());
+    let y = recompute_cheap(|| x.gelu().unwrap().linear(&weight, None)).unwrap();
+    x.tensor().fill_(1.0).unwrap();
+    let error = y.sum_all().unwrap().backward().unwrap_err();
+    assert!(matches!(error, Error::Changed { .. }) && error.to_string().contains("gelu"), "{error}");
 }
 
 /// Counts how often it runs.

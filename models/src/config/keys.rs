@@ -71,7 +71,10 @@ pub const KEYS: &[Key] = &[
     key("train.eps", "AdamW: epsilon"),
     key("train.weight_decay", "AdamW: weight decay of matrices and embeddings"),
     key("train.clip", "largest global norm of the gradient; 0: no clipping"),
-    key("train.recompute", "recompute activations in the backward pass: less memory, more time"),
+    key(
+        "train.recompute",
+        "what the backward pass computes again: nothing, cheap (norms, activation functions), blocks; less memory, more time",
+    ),
     key("train.seed", "seed of weights, data order and sample"),
     key("train.evaluate_every", "steps between evaluations"),
     key("train.evaluation_windows", "windows of validation text per evaluation, always the same"),

@@ -22,7 +22,7 @@ pub use layers::Layers;
 pub use model::{Dialect, ModelConfig};
 pub use presets::{DEFAULT_PRESET, PRESETS, Preset};
 pub use sections::{
-    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, TokenizerChoice, TrainConfig,
+    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, Recompute, TokenizerChoice, TrainConfig,
 };
 
 use crate::{Error, Result};

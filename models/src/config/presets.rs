@@ -5,7 +5,7 @@
 
 use super::model::{Dialect, ModelConfig};
 use super::sections::{
-    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, TokenizerChoice, TrainConfig,
+    Bag, DataConfig, Device, DeviceConfig, Documents, Dtype, OptimizerAtSwitch, Recompute, TokenizerChoice, TrainConfig,
 };
 use super::{Config, nearest};
 use crate::regime::{PatchBatch, PatchContext, TargetWeights};
@@ -285,7 +285,7 @@ impl Preset {
             eps: 1e-8,
             weight_decay: 0.1,
             clip: 1.0,
-            recompute: false,
+            recompute: Recompute::Nothing,
             seed: 1,
             evaluate_every: recipe.evaluate_every,
             evaluation_windows: recipe.evaluation_windows,

@@ -11,14 +11,14 @@ mod llama;
 
 use std::sync::Arc;
 
-use patchgpt_autograd::{Result as GraphResult, Var, no_grad, recompute};
+use patchgpt_autograd::{Result as GraphResult, Var, no_grad, recompute, recompute_cheap};
 use patchgpt_tensor::{DType, Device, Tensor};
 
 use attention::Attention;
 pub use batch::{Inputs, TrainBatch, mean_scale};
 pub use cache::KvCache;
 
-use crate::config::{Dialect, ModelConfig};
+use crate::config::{Dialect, ModelConfig, Recompute};
 use crate::parameters::{Init, ParameterSpec, Parameters};
 use crate::{Error, Result};
 
@@ -48,7 +48,7 @@ pub struct Gpt {
     blocks: Vec<Arc<dyn Block>>,
     final_norm: FinalNorm,
     head: Var,
-    recompute: bool,
+    recompute: Recompute,
 }
 
 impl Gpt {
@@ -92,12 +92,22 @@ impl Gpt {
         let head = if config.tied_head { embedding.clone() } else { var(HEAD)? };
         let attention = Attention::new(config, parameters.dtype(), parameters.device())?;
         let config = config.clone();
-        Ok(Gpt { config, parameters, attention, embedding, positions, blocks, final_norm, head, recompute: false })
+        Ok(Gpt {
+            config,
+            parameters,
+            attention,
+            embedding,
+            positions,
+            blocks,
+            final_norm,
+            head,
+            recompute: Recompute::Nothing,
+        })
     }
 
-    /// The same model, which keeps (`false`, the default) or recomputes (`true`) the activations of each block: less memory for
-    /// a third more arithmetic, the same results to the bit.
-    pub fn with_recompute(self, recompute: bool) -> Gpt {
+    /// The same model, whose backward pass computes so much again instead of keeping it (the default is nothing): less memory, more time, the
+    /// same results to the bit.
+    pub fn with_recompute(self, recompute: Recompute) -> Gpt {
         Gpt { recompute, ..self }
     }
 
@@ -214,10 +224,11 @@ impl Gpt {
             None => embedded.clone(),
         };
         for (layer, block) in self.blocks.iter().enumerate() {
-            x = if self.recompute && x.is_tracked() {
-                self.recomputed(block, &x, length)?
-            } else {
-                block.forward(&x, &|joined| attend(layer, joined))?
+            let forward = || block.forward(&x, &|joined| attend(layer, joined));
+            x = match self.recompute {
+                Recompute::Blocks if x.is_tracked() => self.recomputed(block, &x, length)?,
+                Recompute::Cheap => recompute_cheap(forward)?,
+                Recompute::Blocks | Recompute::Nothing => forward()?,
             };
         }
         let eps = self.config.norm_eps;

@@ -32,7 +32,8 @@ fn what_is_planned_is_what_steps_take() {
             &["--regime=token"][..],
             &["--regime=patch", "--patch-size=4"],
             &["--regime=token", "--set=train.micro_batch=3"],
-            &["--regime=patch", "--patch-size=2", "--set=train.recompute=true"],
+            &["--regime=patch", "--patch-size=2", "--set=train.recompute=blocks"],
+            &["--regime=token", "--set=train.recompute=cheap"],
             &["--regime=token", "--dtype=bf16"],
         ] {
             let preset = format!("--preset={preset}");

@@ -1,5 +1,6 @@
 //! Logits, losses and gradients in every regime.
 
+use patchgpt_models::config::Recompute;
 use patchgpt_models::gpt::Inputs;
 use patchgpt_models::hub;
 use patchgpt_models::regime::Regime;
@@ -50,9 +51,12 @@ fn check_stage(name: &str, dtype: DType, stage: &str, regime: Regime, positions:
     check_gradients(&gpt, &batch, &fixture, stage);
     // Recomputed activations are the same numbers.
     let kept = gpt.parameters().gradients().to_f64_vec().unwrap();
-    let gpt = gpt.with_recompute(true);
-    check_gradients(&gpt, &batch, &fixture, stage);
-    assert_eq!(kept, gpt.parameters().gradients().to_f64_vec().unwrap());
+    let mut gpt = gpt;
+    for level in [Recompute::Cheap, Recompute::Blocks] {
+        gpt = gpt.with_recompute(level);
+        check_gradients(&gpt, &batch, &fixture, stage);
+        assert_eq!(kept, gpt.parameters().gradients().to_f64_vec().unwrap());
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 use patchgpt_models::benchmark::Machine;
-use patchgpt_models::config::{Config, Device};
+use patchgpt_models::config::{Config, Device, Recompute};
 use patchgpt_models::planner::{Footprint, HEADROOM, choices, footprint, parse_memory, proposal};
 use patchgpt_models::train::stages::Stage;
 use patchgpt_models::{Error, Result};
@@ -112,10 +112,10 @@ fn text(
     // Writing to a String cannot fail.
     let _ = write!(
         out,
-        "{table}\n\n{passes} {} of {} sequences{}: {fits} into {} ({:.0}% of it are left to the driver and to gaps).\n",
+        "{table}\n\n{passes} {} of {} sequences, {} recomputed: {fits} into {} ({:.0}% of it are left to the driver and to gaps).\n",
         if passes == 1 { "pass" } else { "passes" },
         asked.micro_batch,
-        if asked.recompute { ", blocks recomputed" } else { "" },
+        recomputed(asked.recompute),
         in_words(memory),
         100.0 * HEADROOM
     );
@@ -129,7 +129,7 @@ fn text(
     let mut table = self::table(["recomputed", "sequences a pass", "passes a step", "at the peak"]);
     for choice in choices {
         table.add_row([
-            if choice.recompute { "blocks (a third more arithmetic)" } else { "nothing" }.to_owned(),
+            recomputed(choice.recompute).to_owned(),
             choice.micro_batch.to_string(),
             stage.sequences.div_ceil(choice.micro_batch).to_string(),
             in_words(choice.peak),
@@ -141,6 +141,15 @@ fn text(
         proposed.micro_batch, proposed.recompute
     );
     out
+}
+
+/// What is computed again, in words.
+fn recomputed(level: Recompute) -> &'static str {
+    match level {
+        Recompute::Nothing => "nothing",
+        Recompute::Cheap => "norms and activation functions",
+        Recompute::Blocks => "blocks (a third more arithmetic)",
+    }
 }
 
 /// Rows of logits that exist at a time.

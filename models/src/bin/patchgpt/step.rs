@@ -29,7 +29,7 @@ pub(crate) struct StepChoice {
     #[arg(long, value_name = "B", help_heading = "Step")]
     batch_size: Option<String>,
 
-    /// Any key of the configuration, such as train.recompute=true; may be given more than once. `patchgpt help train` lists them
+    /// Any key of the configuration, such as train.recompute=cheap; may be given more than once. `patchgpt help train` lists them
     #[arg(long, value_name = "SECTION.KEY=VALUE", help_heading = "Step")]
     set: Vec<String>,
 
