@@ -78,8 +78,8 @@ impl Kept {
 }
 
 /// Runs `f` so that outputs of cheap ops ([`Function::is_cheap`]: norms, activations) are not kept for backward where another op needs them,
-/// but made again when it does. Gradients are the same to the bit; memory goes down by a third of a transformer's activations, for a few
-/// percent more time.
+/// but made again when it does. Gradients are the same to the bit; a transformer's activations take about a quarter less
+/// memory, for a few percent more time.
 ///
 /// ```
 /// use patchgpt_autograd::{Var, recompute_cheap};

@@ -4,6 +4,8 @@
 //! contains "matmul". After criterion's own lines each piece of work prints GFLOP/s, GB/s and its share of the roofline: the
 //! ceilings are measured at the start ([`Limits`]), the work is counted by running it once on a profiled device.
 
+pub mod worker;
+
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 

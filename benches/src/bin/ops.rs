@@ -4,30 +4,20 @@
 //! `forward` or `both` (forward and backward), separated by a tab; the answer is `{"seconds": ..}`. The inputs of an op are made when it
 //! is first asked for, and those of the one before are freed.
 
-use std::io::{BufRead, Write};
 use std::rc::Rc;
 use std::time::Instant;
 
-use patchgpt_benches::{Run, forward, forward_backward};
+use patchgpt_benches::{Run, forward, forward_backward, worker};
 use patchgpt_models::{Error, Result};
 use patchgpt_tensor::{DType, Device};
 use patchgpt_tests::cases;
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn main() {
-    if let Err(error) = serve() {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+    worker::main(serve);
 }
 
-fn say(value: &Value) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").and_then(|()| out.flush()).map_err(Error::io("write", "standard output"))
-}
-
-fn serve() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+fn serve(arguments: Vec<String>) -> Result<()> {
     let [dtype, threads] = &arguments[..] else {
         return Err(Error::Config(format!("DTYPE and THREADS expected, got {arguments:?}")));
     };
@@ -37,13 +27,12 @@ fn serve() -> Result<()> {
     let device = Device::cpu_with_threads(threads)?;
     let ops = cases::compared();
     let names: Vec<&str> = ops.iter().map(|(name, _)| *name).collect();
-    say(
+    worker::say(
         &json!({"name": "patchgpt", "version": env!("CARGO_PKG_VERSION"), "device": device.to_string(), "ops": names}),
     )?;
     let mut ready: Option<(String, Run)> = None;
-    for line in std::io::stdin().lock().lines() {
-        let line = line.map_err(Error::io("read", "standard input"))?;
-        if ready.as_ref().is_none_or(|(asked, _)| *asked != line) {
+    worker::answer_lines(|line| {
+        if ready.as_ref().is_none_or(|(asked, _)| asked != line) {
             drop(ready.take());
             let expected =
                 || Error::Config(format!("a name of {names:?}, a tab, `forward` or `both` expected, got `{line}`"));
@@ -54,12 +43,12 @@ fn serve() -> Result<()> {
                 "both" => forward_backward(&case, dtype, &device)?,
                 _ => return Err(expected()),
             };
-            ready = Some((line, run));
+            ready = Some((line.to_owned(), run));
         }
-        let Some((_, run)) = &ready else { continue };
         let begun = Instant::now();
-        run()?;
-        say(&json!({"seconds": begun.elapsed().as_secs_f64()}))?;
-    }
-    Ok(())
+        if let Some((_, run)) = &ready {
+            run()?;
+        }
+        Ok(json!({"seconds": begun.elapsed().as_secs_f64()}))
+    })
 }

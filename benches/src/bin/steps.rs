@@ -3,29 +3,19 @@
 //! Speaks lines: prints one JSON object when ready, then for every line that it reads one more: `token` and `patch` make a step of that
 //! regime on one model and answer `{"seconds": .., "loss": ..}`, `memory` answers `{"peak_memory_bytes": ..}`. Ends with its input.
 
-use std::io::{BufRead, Write};
-
+use patchgpt_benches::worker;
 use patchgpt_models::benchmark::{Feed, Session, peak_memory};
 use patchgpt_models::config::Config;
 use patchgpt_models::train::open_device;
 use patchgpt_models::train::stages::StageName;
 use patchgpt_models::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn main() {
-    if let Err(error) = serve() {
-        eprintln!("error: {error}");
-        std::process::exit(1);
-    }
+    worker::main(serve);
 }
 
-fn say(value: &Value) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").and_then(|()| out.flush()).map_err(Error::io("write", "standard output"))
-}
-
-fn serve() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+fn serve(arguments: Vec<String>) -> Result<()> {
     let [preset, dtype, threads] = &arguments[..] else {
         return Err(Error::Config(format!("PRESET, DTYPE and THREADS expected, got {arguments:?}")));
     };
@@ -36,7 +26,7 @@ fn serve() -> Result<()> {
     let device = open_device(&config.device)?;
     let mut session = Session::new(&config, &device)?;
     let (mut token, mut patch) = (Feed::new(&config, StageName::Token)?, Feed::new(&config, StageName::Patch)?);
-    say(&json!({
+    worker::say(&json!({
         "name": "patchgpt",
         "version": env!("CARGO_PKG_VERSION"),
         "device": device.to_string(),
@@ -44,19 +34,14 @@ fn serve() -> Result<()> {
         "tokens": {"token": token.stage().tokens_per_step, "patch": patch.stage().tokens_per_step},
         "model_flops": token.stage().model_flops_per_step,
     }))?;
-    for line in std::io::stdin().lock().lines() {
-        let line = line.map_err(Error::io("read", "standard input"))?;
+    worker::answer_lines(|line| {
         let feed = match line.trim() {
             "token" => &mut token,
             "patch" => &mut patch,
-            "memory" => {
-                say(&json!({ "peak_memory_bytes": peak_memory() }))?;
-                continue;
-            }
+            "memory" => return Ok(json!({ "peak_memory_bytes": peak_memory() })),
             other => return Err(Error::Config(format!("`token`, `patch` or `memory` expected, got `{other}`"))),
         };
         let timed = session.step(feed)?;
-        say(&json!({"seconds": timed.seconds, "loss": timed.step.loss}))?;
-    }
-    Ok(())
+        Ok(json!({"seconds": timed.seconds, "loss": timed.step.loss}))
+    })
 }

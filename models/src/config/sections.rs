@@ -48,7 +48,7 @@ choice! {
     pub enum Recompute: "choice of what to recompute" {
         /// Nothing: the most memory, the least time.
         Nothing = "nothing",
-        /// Norms and activation functions: about two thirds of the activations are kept, for a few percent more time.
+        /// Norms and activation functions: activations take about a quarter less memory, for a few percent more time.
         Cheap = "cheap",
         /// Whole blocks: one tensor a block is kept, for a third more arithmetic.
         Blocks = "blocks",
