@@ -82,6 +82,15 @@ Random &dice() {
     return random;
 }
 
+/// As a number such as 90: `PATCHGPT_EMULATOR_CAPABILITY`, 8.0 or 9.0.
+int capability() {
+    const char *text = getenv("PATCHGPT_EMULATOR_CAPABILITY");
+    return text && strcmp(text, "8.0") == 0 ? 80 : 90;
+}
+
+/// Shared memory of a block on the A100 and on the H100.
+size_t shared_limit() { return (capability() == 80 ? 163 : 227) << 10; }
+
 size_t memory_limit() { return environment("PATCHGPT_EMULATOR_MEMORY", 16ull << 30); }
 
 Result failed(Result result, const std::string &message) {
@@ -194,9 +203,9 @@ int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = memory_limit(), SU
 int cuDeviceGetAttribute(int *value, int attribute, int) {
     switch (attribute) {
     case 16: *value = 4; break;                 // multiprocessors
-    case 75: *value = 8; break;                 // compute capability, major
-    case 76: *value = 0; break;                 // and minor
-    case 97: *value = 163 << 10; break;         // shared memory of a block, by consent
+    case 75: *value = capability() / 10; break; // compute capability, major
+    case 76: *value = capability() % 10; break; // and minor
+    case 97: *value = (int)shared_limit(); break; // shared memory of a block, by consent
     default: return failed(INVALID_VALUE, "the emulator knows no device attribute " + std::to_string(attribute));
     }
     return SUCCESS;
@@ -456,7 +465,7 @@ int cuFuncGetAttribute(int *value, int attribute, void *function) {
 int cuFuncSetAttribute(void *function, int attribute, int value) {
     LOCK;
     if (attribute != 8) return failed(INVALID_VALUE, "the emulator sets the limit of dynamic shared memory only");
-    if ((size_t)value > (163 << 10)) return failed(INVALID_VALUE, "more shared memory than a block can have");
+    if ((size_t)value > shared_limit()) return failed(INVALID_VALUE, "more shared memory than a block can have");
     ((Function *)function)->dynamic_limit = (size_t)value;
     return SUCCESS;
 }
@@ -486,9 +495,9 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     auto held = std::make_shared<Held>();
     Launch launch{entry, {gx, gy, gz}, {bx, 1, 1}, shared, {}, 0};
     for (unsigned i = 0; i < entry->parameters; i++) {
-        held->values.emplace_back((entry->sizes[i] + 15) / 8 + 1);
-        uint64_t *place = held->values.back().data();
-        if ((uintptr_t)place % 16) place++; // parameters may hold vectors
+        // Parameters may hold vectors and tensor maps, which are aligned to their sizes.
+        held->values.emplace_back((entry->sizes[i] + 7) / 8 + 16);
+        auto *place = (uint64_t *)(((uintptr_t)held->values.back().data() + 127) / 128 * 128);
         memcpy(place, arguments[i], entry->sizes[i]);
         launch.arguments.push_back(place);
     }

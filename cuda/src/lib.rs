@@ -64,6 +64,7 @@ mod memory;
 mod ops;
 mod probe;
 mod strided;
+mod tensor_map;
 
 pub use compiler::{Compiled, compile};
 pub use device::Cuda;
@@ -74,3 +75,4 @@ pub use memory::CudaMemory;
 pub use ops::specialisations;
 pub use probe::{DeviceInfo, Library, Probe, probe};
 pub use strided::Strided;
+pub use tensor_map::TensorMap;
