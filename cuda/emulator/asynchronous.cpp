@@ -76,14 +76,13 @@ void check_source(const char *from, size_t bytes) {
     if (checking()) check_access(from, bytes, false, nullptr);
 }
 
-void start(Load load, size_t bytes) {
+void start(Load load) {
     Mbarrier &barrier = block.mbarriers[load.barrier];
     if (barrier.unfenced >= 0)
         fail("a copy counts on " + name(barrier) + ", whose initialisation has not been fenced: fence_mbarrier_init is missing");
     if (checking())
         for (Load::Piece &piece : load.pieces) check_load(piece.to, 16, load.barrier);
     for (Load::Piece &piece : load.pieces) memset(piece.to, 0xff, 16);
-    (void)bytes;
     block.loads.push_back(std::move(load));
     if (block.random.coin()) land((unsigned)block.loads.size() - 1);
 }
@@ -197,7 +196,7 @@ void emulated_tensor_load(void *to, const void *map, int rank, const int *at, ui
             load.pieces.push_back(piece);
         }
     }
-    start(std::move(load), rows * row_bytes);
+    start(std::move(load));
 }
 
 void emulated_bulk_load(void *to, const void *from, unsigned bytes, uint64_t *place) {
@@ -207,7 +206,7 @@ void emulated_bulk_load(void *to, const void *from, unsigned bytes, uint64_t *pl
     check_source((const char *)from, bytes);
     Load load{{}, number_of(place)};
     for (unsigned unit = 0; unit < bytes; unit += 16) load.pieces.push_back({(char *)to + unit, (const char *)from + unit, 0, 16});
-    start(std::move(load), bytes);
+    start(std::move(load));
 }
 
 extern "C" int cuTensorMapEncodeTiled(void *map, int type, unsigned rank, void *address, const uint64_t *sizes, const uint64_t *strides,

@@ -65,6 +65,7 @@ mod ops;
 mod probe;
 mod strided;
 mod tensor_map;
+mod variants;
 
 pub use compiler::{Compiled, compile};
 pub use device::Cuda;
@@ -76,3 +77,4 @@ pub use ops::specialisations;
 pub use probe::{DeviceInfo, Library, Probe, probe};
 pub use strided::Strided;
 pub use tensor_map::TensorMap;
+pub use variants::{FAMILIES, Family, check_kernel};
