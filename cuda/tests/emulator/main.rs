@@ -5,6 +5,7 @@ mod hopper;
 mod launches;
 mod memory;
 mod planted;
+mod product;
 mod surroundings;
 
 use std::process::{Command, Output};
