@@ -281,6 +281,7 @@ fn the_table_of_keys_is_the_fields_of_the_configuration() {
     (train.patch_fraction, train.step_fraction) = (Some(0.5), Some(0.5));
     (train.patch_sizes, train.patch_shares) = (Some(vec![2]), Some(vec![1.0]));
     (train.micro_batch, train.init, config.device.threads) = (Some(1), Some("a".into()), Some(1));
+    config.device.kernel = Some("a".into());
     let table = config.to_table().unwrap();
     let fields = table
         .iter()
