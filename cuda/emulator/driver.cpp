@@ -4,6 +4,7 @@
 // A stream is a queue. Work runs when somebody waits for it or at random moments before, so that a host that reads or
 // overwrites memory too early sees it. Unlike the real driver's, an error is told once and then forgotten.
 #include "driver.h"
+#include "results.h"
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -20,20 +21,6 @@
 namespace emulator {
 
 namespace {
-
-enum Result {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    OUT_OF_MEMORY = 2,
-    INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200,
-    INVALID_HANDLE = 400,
-    NOT_FOUND = 500,
-    NOT_READY = 600,
-    LAUNCH_FAILED = 719,
-    LAUNCH_OUT_OF_RESOURCES = 701,
-    CAPTURE_INVALIDATED = 901,
-};
 
 struct Graph {
     std::vector<Operation> operations;
@@ -61,9 +48,6 @@ struct Function {
     size_t dynamic_limit = 48 << 10;
 };
 
-/// Stands for the one context and the one memory pool.
-int token;
-
 std::set<Stream *> streams;
 std::map<char *, size_t> pinned;
 std::map<const EmulatedEntry *, std::unique_ptr<Function>> functions;
@@ -72,26 +56,10 @@ uint64_t launch_count = 0;
 
 thread_local std::string last_error;
 
-uint64_t environment(const char *name, uint64_t otherwise) {
-    const char *text = getenv(name);
-    return text && *text ? strtoull(text, nullptr, 10) : otherwise;
-}
-
 Random &dice() {
     static Random random(environment("PATCHGPT_EMULATOR_SEED", 1));
     return random;
 }
-
-/// As a number such as 90: `PATCHGPT_EMULATOR_CAPABILITY`, 8.0 or 9.0.
-int capability() {
-    const char *text = getenv("PATCHGPT_EMULATOR_CAPABILITY");
-    return text && strcmp(text, "8.0") == 0 ? 80 : 90;
-}
-
-/// Shared memory of a block on the A100 and on the H100.
-size_t shared_limit() { return (capability() == 80 ? 163 : 227) << 10; }
-
-size_t memory_limit() { return environment("PATCHGPT_EMULATOR_MEMORY", 16ull << 30); }
 
 Result failed(Result result, const std::string &message) {
     last_error = message;
@@ -190,44 +158,6 @@ size_t emulator_last_error(char *text, size_t room) {
     last_error.clear();
     return bytes;
 }
-
-// ---- device and context
-
-int cuInit(unsigned) { return SUCCESS; }
-int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
-int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal ? INVALID_DEVICE : SUCCESS; }
-int cuDeviceGetName(char *name, int room, int) { return snprintf(name, (size_t)room, "patchgpt emulator"), SUCCESS; }
-int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = memory_limit(), SUCCESS; }
-
-int cuDeviceGetAttribute(int *value, int attribute, int) {
-    switch (attribute) {
-    case 16: *value = 4; break;                 // multiprocessors
-    case 75: *value = capability() / 10; break; // compute capability, major
-    case 76: *value = capability() % 10; break; // and minor
-    case 97: *value = (int)shared_limit(); break; // shared memory of a block, by consent
-    default: return failed(INVALID_VALUE, "the emulator knows no device attribute " + std::to_string(attribute));
-    }
-    return SUCCESS;
-}
-
-int cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &token, SUCCESS; }
-int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
-int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
-int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &token, SUCCESS; }
-int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-int cuCtxSetCurrent(void *) { return SUCCESS; }
-
-int cuGetErrorName(int result, const char **text) {
-    switch (result) {
-    case OUT_OF_MEMORY: *text = "CUDA_ERROR_OUT_OF_MEMORY"; break;
-    case LAUNCH_FAILED: *text = "CUDA_ERROR_LAUNCH_FAILED"; break;
-    case NOT_FOUND: *text = "CUDA_ERROR_NOT_FOUND"; break;
-    default: *text = "CUDA error";
-    }
-    return SUCCESS;
-}
-int cuGetErrorString(int, const char **text) { return *text = "see the emulator's message", SUCCESS; }
 
 // ---- memory
 

@@ -42,11 +42,15 @@ impl Cuda {
         // The driver counts dimensions from the last.
         let backwards = || (0..rank).rev();
         let sizes: Vec<u64> = backwards().map(|d| tensor.dim(d) as u64).collect();
-        // The stride of a dimension of one element says nothing, but has to be a stride.
-        let strides: Vec<u64> = backwards()
-            .skip(1)
-            .map(|d| if tensor.dim(d) > 1 { (tensor.strides()[d] * tensor.dtype().size()) as u64 } else { 16 })
-            .collect();
+        // Strides in bytes, of all dimensions but the last; that of a dimension of one element says nothing, and becomes what
+        // it would be without gaps.
+        let mut strides: Vec<u64> = Vec::with_capacity(rank);
+        let mut dense = tensor.dim(rank - 1) * tensor.dtype().size();
+        for d in backwards().skip(1) {
+            let stride = if tensor.dim(d) > 1 { tensor.strides()[d] * tensor.dtype().size() } else { dense };
+            strides.push(stride as u64);
+            dense = stride * tensor.dim(d);
+        }
         let boxes: Vec<u32> = backwards().map(|d| shape[d] as u32).collect();
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         self.bind()?;
