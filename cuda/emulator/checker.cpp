@@ -3,7 +3,12 @@
 // Kernels are compiled with -fsanitize=thread, which calls a function at every load and store; those functions are defined here, in the place of
 // ThreadSanitizer's own library. For each granule of shared and device memory the last writer and two readers are kept. Two accesses by
 // different threads, one of them a write, need a barrier of the block (or, within a warp, a warp-wide function) between them; those of different blocks
-// have nothing to order them but a counter that both have added to.
+// have nothing to order them but a counter that both have added to. Mbarriers and named barriers order what clocks say: who arrives
+// gives what it knows, who waits takes it.
+//
+// Copies that count on an mbarrier and products of a warpgroup are accesses too: a copy's bytes belong to those who know of the end of the
+// phase that it counts on; while a product is under way nobody writes what it reads; and either sees an ordinary store only if the storing
+// thread has called fence_async since.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -16,7 +21,7 @@ namespace emulator {
 /// An access: who, and after how many barriers of the block and meetings of the warp.
 struct Access {
     int thread = -1;
-    unsigned block = 0, epoch = 0, warp_epoch = 0;
+    unsigned block = 0, epoch = 0, warp_epoch = 0, time = 0;
 };
 
 /// What has been done to a granule of device memory since the launch began, or of shared memory since the block did.
@@ -24,6 +29,10 @@ struct Cell {
     uint64_t since = 0;
     Access write, read, other_read;
     bool initialised = false, copying = false;
+    uint16_t reading = 0;                // products under way that read it
+    uint16_t barrier = 0;                // the mbarrier, from 1, of the copy that wrote it last, and the phase that it ended
+    uint32_t phase = 0;
+    uint32_t store = 0;                  // the last writer's number of this store; 0 if a copy came since
 };
 
 namespace {
@@ -61,12 +70,31 @@ std::string source_line(const void *site) {
     return " at " + (slash == std::string::npos ? out : out.substr(slash + 1));
 }
 
+constexpr size_t MBARRIERS = 64; // of a block, at most
+size_t threads() { return block.fibers.size(); }
+size_t clock_size() { return threads() + block.warps.size() + MBARRIERS; }
+
+void raise(Clock &clock, const Clock &by) {
+    if (clock.size() < by.size()) clock.resize(by.size());
+    for (size_t i = 0; i < by.size(); i++) clock[i] = clock[i] < by[i] ? by[i] : clock[i];
+}
+
+/// Whether the current thread knows of an access of its block through mbarriers and named barriers.
+bool known(const Access &a) {
+    const Clock &clock = block.current->clock;
+    return !clock.empty() && (clock[(size_t)a.thread] >= a.time || clock[threads() + (size_t)a.thread / 32] > a.warp_epoch);
+}
+bool known(const Cell &cell) {
+    const Clock &clock = block.current->clock;
+    return !clock.empty() && clock[threads() + block.warps.size() + cell.barrier - 1] >= cell.phase;
+}
+
 bool concurrent(const Access &a, bool global) {
     const EmulatedThread &me = *emulated_thread;
     if (a.thread < 0) return false;
     if (a.block != block.index) return global && !(a.block < before.size() && before[a.block]);
     if (a.thread == (int)me.thread.x || a.epoch != block.epoch) return false;
-    return (unsigned)a.thread / 32 != me.warp || a.warp_epoch == block.warps[me.warp].epoch;
+    return ((unsigned)a.thread / 32 != me.warp || a.warp_epoch == block.warps[me.warp].epoch) && !known(a);
 }
 
 void examine(Cell &cell, const void *address, bool write, bool global, const void *site) {
@@ -76,12 +104,17 @@ void examine(Cell &cell, const void *address, bool write, bool global, const voi
         cell.write = cell.read = cell.other_read = Access();
         cell.since = since;
         cell.copying = false;
+        cell.reading = cell.barrier = 0;
+        cell.store = 0;
         // Shared memory begins anew with every block.
         if (!global) cell.initialised = false;
     }
     const char *kind = nullptr;
     Access *other = nullptr;
     if (cell.copying) fail("an access to " + describe(address) + " before the asynchronous copy to it has been waited for" + source_line(site));
+    if (cell.barrier && !known(cell))
+        fail("an access to " + describe(address) + ", which a copy has written, without a wait for the mbarrier that it counts on" + source_line(site));
+    if (write && cell.reading) fail("a write to " + describe(address) + ", which a product under way reads" + source_line(site));
     if (concurrent(cell.write, global)) kind = write ? "two writes" : "a read after a write", other = &cell.write;
     else if (write && concurrent(cell.read, global)) kind = "a write after a read", other = &cell.read;
     else if (write && concurrent(cell.other_read, global)) kind = "a write after a read", other = &cell.other_read;
@@ -94,9 +127,11 @@ void examine(Cell &cell, const void *address, bool write, bool global, const voi
         cell.initialised = true;
         fail("a read of uninitialised memory: " + describe(address) + source_line(site));
     }
-    Access now{(int)me.thread.x, block.index, block.epoch, block.warps[me.warp].epoch};
+    Access now{(int)me.thread.x, block.index, block.epoch, block.warps[me.warp].epoch, block.current->time};
     if (write) {
         cell.write = now;
+        cell.barrier = 0;
+        if (!global) cell.store = block.current->stores;
         cell.initialised = true;
     } else {
         bool elsewhere = cell.read.thread >= 0 && (cell.read.block != now.block || cell.read.thread / 32 != now.thread / 32);
@@ -130,6 +165,7 @@ void check_access(const void *address, size_t bytes, bool write, const void *sit
             const char *begin = block.shared + variable.offset;
             inside |= p >= begin && p + bytes <= begin + variable.bytes;
         }
+        if (write) block.current->stores++;
         if (!inside) fail("out of bounds: " + std::to_string(bytes) + " bytes of shared memory at " + describe(address) + source_line(site));
         size_t first = (size_t)(p - block.shared) / GRANULE, last = (size_t)(p - block.shared + bytes - 1) / GRANULE;
         for (size_t i = first; i <= last; i++) examine(shared_cells[i], block.shared + i * GRANULE, write, false, site);
@@ -151,8 +187,75 @@ void check_async(const void *to, size_t bytes, bool ended) {
         Cell &cell = shared_cells[i];
         cell.copying = !ended;
         // The data arrives at the wait: others may read it after a barrier from then on.
-        if (ended) cell.write = {(int)emulated_thread->thread.x, block.index, block.epoch, block.warps[emulated_thread->warp].epoch};
+        if (ended) cell.write = {(int)emulated_thread->thread.x, block.index, block.epoch, block.warps[emulated_thread->warp].epoch,
+                                 block.current->time};
     }
+}
+
+namespace {
+
+/// A store that copies and products do not see.
+void require_fence(const Cell &cell, const void *address, const char *reader) {
+    if (cell.since != blocks_begun || !cell.store || cell.store <= block.fibers[(size_t)cell.write.thread].fenced) return;
+    fail(std::string(reader) + " meets " + describe(address) + ", which thread " + std::to_string(cell.write.thread) +
+         " has written by an ordinary store, without a fence_async there");
+}
+
+} // namespace
+
+void check_load(const void *to, size_t bytes, size_t barrier) {
+    size_t first = (size_t)((const char *)to - block.shared) / GRANULE;
+    for (size_t i = first; i < first + bytes / GRANULE; i++) {
+        Cell &cell = shared_cells[i];
+        const char *address = block.shared + i * GRANULE;
+        require_fence(cell, address, "a copy");
+        examine(cell, address, true, false, nullptr);
+        cell.write = cell.read = cell.other_read = Access();
+        cell.copying = true;
+        cell.store = 0;
+        cell.barrier = (uint16_t)(barrier + 1);
+        cell.phase = block.mbarriers[barrier].phases + 1;
+    }
+}
+
+void check_landed(const void *to, size_t bytes) {
+    size_t first = (size_t)((const char *)to - block.shared) / GRANULE;
+    for (size_t i = first; i < first + bytes / GRANULE; i++) shared_cells[i].copying = false;
+}
+
+void check_product(const void *from, size_t bytes, bool ended) {
+    size_t first = (size_t)((const char *)from - block.shared) / GRANULE;
+    for (size_t i = first; i < first + bytes / GRANULE; i++) {
+        Cell &cell = shared_cells[i];
+        const char *address = block.shared + i * GRANULE;
+        if (!ended) require_fence(cell, address, "a product");
+        examine(cell, address, false, false, nullptr);
+        cell.reading += ended ? -1 : 1;
+    }
+}
+
+void release(Clock &into) {
+    if (!checking()) return;
+    Fiber &me = *block.current;
+    me.clock.resize(clock_size());
+    me.clock[me.place.thread.x] = me.time++;
+    me.clock[threads() + me.place.warp] = block.warps[me.place.warp].epoch;
+    raise(into, me.clock);
+}
+
+void acquire(const Clock &from) {
+    if (!checking() || from.empty()) return;
+    raise(block.current->clock, from);
+    block.warps[block.current->place.warp].acquired = true;
+}
+
+void merge_clocks(Fiber *first, unsigned count, unsigned mask) {
+    Clock all;
+    for (unsigned i = 0; i < count; i++)
+        if (mask >> (i & 31) & 1) raise(all, first[i].clock);
+    if (all.empty()) return;
+    for (unsigned i = 0; i < count; i++)
+        if (mask >> (i & 31) & 1) raise(first[i].clock, all);
 }
 
 void check_atomic(const void *counter) {

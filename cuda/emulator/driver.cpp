@@ -4,6 +4,7 @@
 // A stream is a queue. Work runs when somebody waits for it or at random moments before, so that a host that reads or
 // overwrites memory too early sees it. Unlike the real driver's, an error is told once and then forgotten.
 #include "driver.h"
+#include "results.h"
 
 #include <dlfcn.h>
 #include <unistd.h>
@@ -20,20 +21,6 @@
 namespace emulator {
 
 namespace {
-
-enum Result {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    OUT_OF_MEMORY = 2,
-    INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200,
-    INVALID_HANDLE = 400,
-    NOT_FOUND = 500,
-    NOT_READY = 600,
-    LAUNCH_FAILED = 719,
-    LAUNCH_OUT_OF_RESOURCES = 701,
-    CAPTURE_INVALIDATED = 901,
-};
 
 struct Graph {
     std::vector<Operation> operations;
@@ -61,9 +48,6 @@ struct Function {
     size_t dynamic_limit = 48 << 10;
 };
 
-/// Stands for the one context and the one memory pool.
-int token;
-
 std::set<Stream *> streams;
 std::map<char *, size_t> pinned;
 std::map<const EmulatedEntry *, std::unique_ptr<Function>> functions;
@@ -72,17 +56,10 @@ uint64_t launch_count = 0;
 
 thread_local std::string last_error;
 
-uint64_t environment(const char *name, uint64_t otherwise) {
-    const char *text = getenv(name);
-    return text && *text ? strtoull(text, nullptr, 10) : otherwise;
-}
-
 Random &dice() {
     static Random random(environment("PATCHGPT_EMULATOR_SEED", 1));
     return random;
 }
-
-size_t memory_limit() { return environment("PATCHGPT_EMULATOR_MEMORY", 16ull << 30); }
 
 Result failed(Result result, const std::string &message) {
     last_error = message;
@@ -181,44 +158,6 @@ size_t emulator_last_error(char *text, size_t room) {
     last_error.clear();
     return bytes;
 }
-
-// ---- device and context
-
-int cuInit(unsigned) { return SUCCESS; }
-int cuDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
-int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal ? INVALID_DEVICE : SUCCESS; }
-int cuDeviceGetName(char *name, int room, int) { return snprintf(name, (size_t)room, "patchgpt emulator"), SUCCESS; }
-int cuDeviceTotalMem_v2(size_t *bytes, int) { return *bytes = memory_limit(), SUCCESS; }
-
-int cuDeviceGetAttribute(int *value, int attribute, int) {
-    switch (attribute) {
-    case 16: *value = 4; break;                 // multiprocessors
-    case 75: *value = 8; break;                 // compute capability, major
-    case 76: *value = 0; break;                 // and minor
-    case 97: *value = 163 << 10; break;         // shared memory of a block, by consent
-    default: return failed(INVALID_VALUE, "the emulator knows no device attribute " + std::to_string(attribute));
-    }
-    return SUCCESS;
-}
-
-int cuDeviceGetDefaultMemPool(void **pool, int) { return *pool = &token, SUCCESS; }
-int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
-int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
-int cuDevicePrimaryCtxRetain(void **context, int) { return *context = &token, SUCCESS; }
-int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-int cuCtxSetCurrent(void *) { return SUCCESS; }
-
-int cuGetErrorName(int result, const char **text) {
-    switch (result) {
-    case OUT_OF_MEMORY: *text = "CUDA_ERROR_OUT_OF_MEMORY"; break;
-    case LAUNCH_FAILED: *text = "CUDA_ERROR_LAUNCH_FAILED"; break;
-    case NOT_FOUND: *text = "CUDA_ERROR_NOT_FOUND"; break;
-    default: *text = "CUDA error";
-    }
-    return SUCCESS;
-}
-int cuGetErrorString(int, const char **text) { return *text = "see the emulator's message", SUCCESS; }
 
 // ---- memory
 
@@ -456,7 +395,7 @@ int cuFuncGetAttribute(int *value, int attribute, void *function) {
 int cuFuncSetAttribute(void *function, int attribute, int value) {
     LOCK;
     if (attribute != 8) return failed(INVALID_VALUE, "the emulator sets the limit of dynamic shared memory only");
-    if ((size_t)value > (163 << 10)) return failed(INVALID_VALUE, "more shared memory than a block can have");
+    if ((size_t)value > shared_limit()) return failed(INVALID_VALUE, "more shared memory than a block can have");
     ((Function *)function)->dynamic_limit = (size_t)value;
     return SUCCESS;
 }
@@ -486,9 +425,9 @@ int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
     auto held = std::make_shared<Held>();
     Launch launch{entry, {gx, gy, gz}, {bx, 1, 1}, shared, {}, 0};
     for (unsigned i = 0; i < entry->parameters; i++) {
-        held->values.emplace_back((entry->sizes[i] + 15) / 8 + 1);
-        uint64_t *place = held->values.back().data();
-        if ((uintptr_t)place % 16) place++; // parameters may hold vectors
+        // Parameters may hold vectors and tensor maps, which are aligned to their sizes.
+        held->values.emplace_back((entry->sizes[i] + 7) / 8 + 16);
+        auto *place = (uint64_t *)(((uintptr_t)held->values.back().data() + 127) / 128 * 128);
         memcpy(place, arguments[i], entry->sizes[i]);
         launch.arguments.push_back(place);
     }

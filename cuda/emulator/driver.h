@@ -20,6 +20,12 @@ bool enqueue(void *stream, Operation operation);
 /// Says why the call that is about to return an error fails.
 void set_last_error(const std::string &message);
 
+/// A variable's number.
+uint64_t environment(const char *name, uint64_t otherwise);
+/// Bytes of device memory, and of shared memory of a block (device.cpp).
+size_t memory_limit();
+size_t shared_limit();
+
 /// Device memory (memory.cpp), every byte 0xff: NaN. Null if there are no addresses left.
 void *allocate(size_t bytes);
 /// Frees it: an empty string, or what is wrong.

@@ -41,7 +41,11 @@ struct Launch {
 /// Runs a launch to its end; an empty string, or what went wrong and where.
 std::string run(const Launch &launch);
 
-enum class State : uint8_t { Ready, Barrier, Collective, Done };
+enum class State : uint8_t { Ready, Barrier, Collective, Waiting, Done };
+
+/// What a thread has learnt of the others through mbarriers and named barriers, for the checker (checker.cpp): the time
+/// of each thread, the epoch of each warp, the phases of each mbarrier. Empty if nothing is checked.
+using Clock = std::vector<uint32_t>;
 
 /// A started asynchronous copy: made at once or at the wait, as the schedule chooses.
 struct Copy {
@@ -60,6 +64,11 @@ struct Fiber {
     void *fake_stack = nullptr; // AddressSanitizer's
     std::vector<Copy> open;                // not yet in a group
     std::vector<std::vector<Copy>> groups; // oldest first
+    std::string awaited;                   // what it waits for in State::Waiting
+    Clock clock;
+    unsigned time = 1;   // releases so far
+    unsigned stores = 0; // to shared memory so far, and those before the last fence_async
+    unsigned fenced = 0;
 };
 
 /// A warp function that some lanes have reached.
@@ -68,7 +77,58 @@ struct Meeting {
     void (*function)(unsigned mask, void **arguments) = nullptr;
 };
 
+/// An mbarrier; its 8 bytes hold a mark and its number.
+struct Mbarrier {
+    const uint64_t *place;
+    unsigned arrivals, pending;
+    int64_t bytes;       // expected and not yet landed
+    unsigned phases = 0; // ended so far
+    int unfenced;        // the thread that made it and has not fenced it yet, or -1
+    Clock gathering, completed;
+};
+
+struct NamedBarrier {
+    unsigned threads = 0, arrived = 0, generation = 0;
+    Clock gathering, completed;
+};
+
+/// A copy under way that counts on an mbarrier: it lands at its start or at any later moment.
+struct Load {
+    /// 16 bytes, of which `valid` from `skip` on come from memory; the others are zeros.
+    struct Piece {
+        char *to;
+        const char *from;
+        unsigned skip, valid;
+    };
+    std::vector<Piece> pieces;
+    size_t barrier;
+};
+
+/// The accumulators of products under way: the registers hold NaN until a wait names them.
+struct Accumulator {
+    float *registers[32];
+    std::vector<float> values[32];
+    unsigned group; // of the newest product
+    unsigned collected = 0;
+};
+
+/// A product of a warp, the 16 rows of it that the warp owns.
+struct Product {
+    size_t n;
+    const unsigned *a[32]; // registers, or null
+    uint64_t a_described, b_described;
+    bool b_mn_major, accumulate, made;
+    float *registers; // of lane 0: which accumulator
+    unsigned group;
+};
+
 struct Warp {
+    std::vector<Product> products; // in order
+    std::vector<Accumulator> accumulators;
+    unsigned group = 0;            // groups closed so far
+    size_t issued = 0;             // products so far
+    std::vector<std::pair<const char *, size_t>> fenced; // registers of lane 0
+    bool acquired = false;         // a lane has learnt something since the last warp-wide meeting
     void *arguments[32];
     Meeting meetings[32]; // by the lowest lane of the mask
     unsigned exited = 0, ready = 0;
@@ -95,6 +155,11 @@ struct Block {
     char *dynamic = nullptr;
     std::vector<SharedVariable> variables;
     size_t static_used = 0;
+    std::vector<Mbarrier> mbarriers;
+    NamedBarrier named[16];
+    std::vector<Load> loads;                        // under way
+    std::vector<std::vector<uint64_t>> product_log; // of each warpgroup: what its warps have to issue alike
+    std::vector<unsigned> registers;                // of each warpgroup, once it has set them
     Random random{0};
     std::string error;
     bool aborted = false;
@@ -109,6 +174,15 @@ constexpr size_t STACK_BYTES = EMULATOR_ASAN ? 512 << 10 : 128 << 10;
 void meet(unsigned mask, void (*function)(unsigned, void **), void *argument);
 /// Ends the launch with a message; does not return to the kernel.
 [[noreturn]] void fail(const std::string &message);
+/// Hands over to other threads until [`wake`].
+void wait_for(const std::string &what);
+/// Hands over to other threads that may run.
+void yield();
+void wake(Fiber &fiber);
+/// Lets a copy land.
+void land(size_t load);
+/// Whether the current warp has products that nothing has waited for.
+bool products_under_way();
 /// Where an address lies, in words.
 std::string describe(const void *address);
 
@@ -121,6 +195,15 @@ void check_block();
 void check_access(const void *address, size_t bytes, bool write, const void *site);
 /// An asynchronous copy has been started to, or has ended in, shared memory.
 void check_async(const void *to, size_t bytes, bool ended);
+/// A copy that counts on the mbarrier of this number has been started to, or has landed in, shared memory.
+void check_load(const void *to, size_t bytes, size_t barrier);
+void check_landed(const void *to, size_t bytes);
+/// A product has been started that reads shared memory, or has been waited for.
+void check_product(const void *from, size_t bytes, bool ended);
+/// What the current thread knows goes into a clock; what a clock knows comes to the current thread, or to all of a mask.
+void release(Clock &into);
+void acquire(const Clock &from);
+void merge_clocks(Fiber *first, unsigned count, unsigned mask);
 /// A block has added to a counter, which orders it after the blocks that did so before.
 void check_atomic(const void *counter);
 

@@ -66,8 +66,8 @@ const char *nvrtcGetErrorString(int result) {
     }
 }
 int nvrtcVersion(int *major, int *minor) { return *major = 13, *minor = 0, SUCCESS; }
-int nvrtcGetNumSupportedArchs(int *count) { return *count = 1, SUCCESS; }
-int nvrtcGetSupportedArchs(int *architectures) { return architectures[0] = 80, SUCCESS; }
+int nvrtcGetNumSupportedArchs(int *count) { return *count = 2, SUCCESS; }
+int nvrtcGetSupportedArchs(int *architectures) { return architectures[0] = 80, architectures[1] = 90, SUCCESS; }
 
 int nvrtcCreateProgram(void **program, const char *text, const char *name, int headers, const char *const *texts, const char *const *names) {
     auto *made = new Program{text, name ? name : "kernel.cu", {}, "", ""};

@@ -143,6 +143,7 @@ void to_scheduler() {
 void open_barrier() {
     block.waiting = 0;
     block.epoch++;
+    if (checking()) merge_clocks(block.fibers.data(), (unsigned)block.fibers.size(), ~0u);
     for (Fiber &fiber : block.fibers)
         if (fiber.state == State::Barrier) make_ready(fiber);
 }
@@ -160,6 +161,7 @@ void begin() {
     block.warps[me.place.warp].exited |= 1u << me.place.lane;
     if (!me.open.empty() || !me.groups.empty())
         fail("the thread ends with asynchronous copies under way: wait for them");
+    if (products_under_way()) fail("the thread ends with products of its warpgroup under way: wgmma_wait is missing");
     if (block.waiting) fail(std::string("the thread ends while others wait at the barrier at ") + [] {
         for (Fiber &fiber : block.fibers)
             if (fiber.state == State::Barrier) return fiber.site;
@@ -212,15 +214,19 @@ void poison(char *begin, size_t bytes) {
 }
 
 std::string deadlock() {
-    unsigned barrier = 0, meeting = 0;
+    unsigned barrier = 0, meeting = 0, waiting = 0;
     const char *site = nullptr;
+    std::string awaited;
     for (Fiber &fiber : block.fibers) {
+        waiting += fiber.state == State::Waiting;
+        if (fiber.state == State::Waiting) awaited = fiber.awaited;
         barrier += fiber.state == State::Barrier;
         meeting += fiber.state == State::Collective;
         if (fiber.state == State::Barrier) site = fiber.site;
     }
     std::string out = "deadlock: " + std::to_string(barrier) + " threads wait at a barrier";
     if (site) out += std::string(" (") + site + ")";
+    if (waiting) out += ", " + std::to_string(waiting) + " for " + awaited;
     return out + ", " + std::to_string(meeting) + " in a warp function that not all lanes of its mask reach";
 }
 
@@ -233,6 +239,10 @@ void run_block(uint3 at, Random &random) {
     block.epoch = 0;
     block.fibers.assign(threads, Fiber());
     block.warps.assign((threads + 31) / 32, Warp());
+    block.mbarriers.clear(), block.loads.clear();
+    for (NamedBarrier &barrier : block.named) barrier = NamedBarrier();
+    block.product_log.assign(threads / 128, {});
+    block.registers.assign((threads + 127) / 128, 0);
     for (unsigned i = 0; i < threads; i++) {
         Fiber &fiber = block.fibers[i];
         fiber.place = {{i, 0, 0}, at, launch.threads, launch.blocks, i & 31, i >> 5};
@@ -246,8 +256,14 @@ void run_block(uint3 at, Random &random) {
     std::vector<unsigned> order(warps);
     for (unsigned i = 0; i < warps; i++) order[i] = i;
     for (unsigned i = warps; i > 1; i--) std::swap(order[i - 1], order[block.random.below(i)]);
-    while (block.ready && !block.aborted) {
+    while ((block.ready || !block.loads.empty()) && !block.aborted) {
         uint64_t dice = block.random.next();
+        // Copies land late, in any order: when nobody else can go on, or now and then before.
+        if (!block.loads.empty() && (!block.ready || (dice >> 8 & 63) == 0)) {
+            if (!block.alive) break;
+            land(block.random.below((unsigned)block.loads.size()));
+            continue;
+        }
         if (warps > 1 && (dice & 63) == 0) std::swap(order[block.random.below(warps)], order[block.random.below(warps)]);
         unsigned chosen = 0;
         while (!block.warps[order[chosen]].ready) chosen++;
@@ -260,6 +276,8 @@ void run_block(uint3 at, Random &random) {
         resume(block.fibers[order[chosen] * 32 + lane]);
     }
     if (!block.aborted && block.alive) block.error = deadlock();
+    if (!block.aborted && !block.alive && !block.loads.empty())
+        block.error = "the block ends with copies into its shared memory under way: wait for their mbarriers";
     for (Fiber &fiber : block.fibers)
         if (fiber.stack) give_stack(fiber.stack);
     random = block.random;
@@ -315,6 +333,19 @@ void fail(const std::string &message) {
     abort();
 }
 
+void wake(Fiber &fiber) { make_ready(fiber); }
+
+void wait_for(const std::string &what) {
+    block.current->state = State::Waiting;
+    block.current->awaited = what;
+    to_scheduler();
+}
+
+void yield() {
+    make_ready(*block.current);
+    to_scheduler();
+}
+
 void meet(unsigned mask, void (*function)(unsigned, void **), void *argument) {
     Fiber &me = *block.current;
     Warp &warp = block.warps[me.place.warp];
@@ -331,6 +362,10 @@ void meet(unsigned mask, void (*function)(unsigned, void **), void *argument) {
         function(mask, warp.arguments);
         meeting.arrived = 0;
         warp.epoch++;
+        if (warp.acquired) {
+            merge_clocks(&block.fibers[me.place.warp * 32], 32, mask);
+            warp.acquired = false;
+        }
         for (unsigned lane = 0; lane < 32; lane++)
             if (mask >> lane & 1) make_ready(block.fibers[me.place.warp * 32 + lane]);
     }

@@ -14,6 +14,7 @@ use crate::error::{backend, describe};
 use crate::launch::Specialisation;
 use crate::memory::{Context, CudaMemory, Staging};
 use crate::probe::{self, DeviceInfo, Library};
+use crate::variants::Choices;
 
 /// A CUDA device, or the emulator in its place, with one stream on which everything runs in order.
 pub struct Cuda {
@@ -25,6 +26,7 @@ pub struct Cuda {
     info: DeviceInfo,
     shared_memory: usize,
     emulated: bool,
+    pub(crate) choices: Choices,
 }
 
 impl Cuda {
@@ -70,6 +72,7 @@ impl Cuda {
                 format!("{} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer", info.name),
             ));
         }
+        let choices = Choices::from_environment().map_err(|message| backend(&name, message))?;
         let context = Context::create(ordinal, name, emulated)?;
         let limit = |which| {
             probe::attribute(context.device(), which)
@@ -87,6 +90,7 @@ impl Cuda {
             info,
             shared_memory,
             emulated,
+            choices,
         })
     }
 

@@ -18,20 +18,24 @@ use crate::error::backend;
 pub(crate) const DEVICE_NAME: &str = "patchgpt emulator";
 
 /// Files of the emulator: compiled ones first, then headers, of which `device.h` and `abi.h` are what kernels see.
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 10] = [
     ("scheduler.cpp", include_str!("../emulator/scheduler.cpp")),
     ("instructions.cpp", include_str!("../emulator/instructions.cpp")),
+    ("asynchronous.cpp", include_str!("../emulator/asynchronous.cpp")),
+    ("warpgroup.cpp", include_str!("../emulator/warpgroup.cpp")),
     ("checker.cpp", include_str!("../emulator/checker.cpp")),
     ("memory.cpp", include_str!("../emulator/memory.cpp")),
+    ("device.cpp", include_str!("../emulator/device.cpp")),
     ("driver.cpp", include_str!("../emulator/driver.cpp")),
     ("cublas.cpp", include_str!("../emulator/cublas.cpp")),
     ("nvrtc.cpp", include_str!("../emulator/nvrtc.cpp")),
 ];
-const HEADERS: [(&str, &str); 4] = [
+const HEADERS: [(&str, &str); 5] = [
     ("abi.h", include_str!("../emulator/abi.h")),
     ("device.h", include_str!("../emulator/device.h")),
     ("emulator.h", include_str!("../emulator/emulator.h")),
     ("driver.h", include_str!("../emulator/driver.h")),
+    ("results.h", include_str!("../emulator/results.h")),
 ];
 
 /// Which driver this process uses: set by the first device that is opened.
@@ -132,6 +136,12 @@ fn build_and_load() -> std::result::Result<Emulator, String> {
         return Err("the emulator runs on Linux on x86-64 and aarch64 only".into());
     }
     let check = Check::from_environment()?;
+    // Which device it poses as; the driver reads the variable itself (device.cpp).
+    if let Ok(other) = std::env::var("PATCHGPT_EMULATOR_CAPABILITY")
+        && !["", "8.0", "9.0"].contains(&other.as_str())
+    {
+        return Err(format!("PATCHGPT_EMULATOR_CAPABILITY={other}: expected 8.0 or 9.0"));
+    }
     let (compiler, version) = compiler()?;
     let mut parts: Vec<&[u8]> = vec![compiler.as_bytes(), version.as_bytes(), check.name().as_bytes()];
     for (name, text) in SOURCES.iter().chain(&HEADERS) {

@@ -64,6 +64,8 @@ mod memory;
 mod ops;
 mod probe;
 mod strided;
+mod tensor_map;
+mod variants;
 
 pub use compiler::{Compiled, compile};
 pub use device::Cuda;
@@ -74,6 +76,8 @@ pub use memory::CudaMemory;
 pub use ops::specialisations;
 pub use probe::{DeviceInfo, Library, Probe, probe};
 pub use strided::Strided;
+pub use tensor_map::TensorMap;
+pub use variants::{FAMILIES, Family, check_kernel};
 
 /// How a card takes memory, or the emulated device: for plans made where neither is.
 pub fn memory_model(emulated: bool) -> patchgpt_tensor::MemoryModel {

@@ -1,6 +1,7 @@
 //! The CUDA device under test.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::sync::{Mutex, OnceLock};
 
 use patchgpt_cuda::Cuda;
 use patchgpt_tensor::Device;
@@ -11,11 +12,24 @@ use patchgpt_tensor::Device;
 /// If it cannot be opened.
 pub fn device() -> &'static Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let cuda = match std::env::var("PATCHGPT_TEST_CARD") {
-            Ok(number) => Cuda::open(number.parse().expect("PATCHGPT_TEST_CARD is the number of a card")),
-            Err(_) => Cuda::emulated(),
-        };
-        cuda.expect("the CUDA device under test").into_device()
-    })
+    DEVICE.get_or_init(|| open().into_device())
+}
+
+/// The same device with a variant of a kernel family, such as `attention=sm80`.
+///
+/// # Panics
+/// If it cannot be opened, or there is no such variant.
+pub fn device_with(kernel: &'static str) -> &'static Device {
+    static DEVICES: Mutex<Option<HashMap<&'static str, &'static Device>>> = Mutex::new(None);
+    let mut devices = DEVICES.lock().unwrap_or_else(|e| e.into_inner());
+    let open = || open().with_kernel(kernel).expect("a variant that there is").into_device();
+    devices.get_or_insert_default().entry(kernel).or_insert_with(|| Box::leak(Box::new(open())))
+}
+
+fn open() -> Cuda {
+    let cuda = match std::env::var("PATCHGPT_TEST_CARD") {
+        Ok(number) => Cuda::open(number.parse().expect("PATCHGPT_TEST_CARD is the number of a card")),
+        Err(_) => Cuda::emulated(),
+    };
+    cuda.expect("the CUDA device under test")
 }

@@ -1,13 +1,14 @@
-//! Causal attention on the emulated device, in bf16 on the kernels for tensor cores: tiles of every head size, ragged
-//! ends, more keys than queries, groups, strided and unaligned rows, gradients that are added to.
+//! Causal attention on the emulated device, in bf16 by every variant of its kernels that takes a case: tiles of every
+//! head size, ragged ends, more keys than queries, groups, strided and unaligned rows, gradients that are added to.
 //!
 //! Judged like FlashAttention: the error against f64 is at most twice that of the plain composition in bf16 (each
 //! product and the softmax rounded to bf16), plus one ulp at the scale of the result. Every case runs under several
 //! schedules of the emulator, with equal bits.
 
-use patchgpt_tensor::{DType, Destination, Tensor};
+use patchgpt_cuda::Cuda;
+use patchgpt_tensor::{DType, Destination, Device, Tensor};
 use patchgpt_tests::array::{Array, Placement};
-use patchgpt_tests::cuda::device;
+use patchgpt_tests::cuda::{device, device_with};
 
 /// A number as bf16 holds it: rounded to nearest even.
 fn bf16(x: f64) -> f64 {
@@ -42,20 +43,20 @@ impl Layout {
         }
     }
 
-    fn place(self, array: &Array, dtype: DType) -> patchgpt_tensor::Result<Tensor> {
-        let dense = Placement::Contiguous.place(array, dtype, device())?;
+    fn place(self, array: &Array, dtype: DType, device: &Device) -> patchgpt_tensor::Result<Tensor> {
+        let dense = Placement::Contiguous.place(array, dtype, device)?;
         match self {
             Contiguous => Ok(dense),
             HeadsFirst => dense.transpose(1, 2)?.copy()?.transpose(1, 2),
             Joined => {
                 let mut shape = array.shape.clone();
                 shape[3] += 64;
-                let window = Tensor::full(&shape, f64::NAN, dtype, device())?.narrow(3, 32, array.shape[3])?;
+                let window = Tensor::full(&shape, f64::NAN, dtype, device)?.narrow(3, 32, array.shape[3])?;
                 window.copy_(&dense)?;
                 Ok(window)
             }
-            Unaligned => Placement::Sliced.place(array, dtype, device()),
-            Repeated => Placement::Repeated.place(array, dtype, device()),
+            Unaligned => Placement::Sliced.place(array, dtype, device),
+            Repeated => Placement::Repeated.place(array, dtype, device),
         }
     }
 }
@@ -131,14 +132,15 @@ impl Case {
         ]
     }
 
-    /// out and gradients on the device; gradients start from ones if they are added to.
-    fn run(&self, inputs: &[Array; 4], dtype: DType) -> patchgpt_tensor::Result<[Array; 4]> {
-        let place = |i: usize| self.layouts[i].place(&inputs[i], dtype);
-        let (q, k, v, d_out) = (place(0)?, place(1)?, place(2)?, Contiguous.place(&inputs[3], dtype)?);
-        let backend = device().backend();
-        let empty = |x: &Tensor, value| Tensor::full(x.shape(), value, dtype, device());
+    /// out and gradients on a device; gradients start from ones if they are added to.
+    fn run(&self, inputs: &[Array; 4], device: &Device) -> patchgpt_tensor::Result<[Array; 4]> {
+        let dtype = DType::BF16;
+        let place = |i: usize| self.layouts[i].place(&inputs[i], dtype, device);
+        let (q, k, v, d_out) = (place(0)?, place(1)?, place(2)?, Contiguous.place(&inputs[3], dtype, device)?);
+        let backend = device.backend();
+        let empty = |x: &Tensor, value| Tensor::full(x.shape(), value, dtype, device);
         let out = empty(&q, f64::NAN)?;
-        let lse = Tensor::empty(&[q.dim(0), q.dim(2), q.dim(1)], dtype.accumulator(), device())?;
+        let lse = Tensor::empty(&[q.dim(0), q.dim(2), q.dim(1)], dtype.accumulator(), device)?;
         backend.causal_attention(&out, &lse, &q, &k, &v, self.scale)?;
         let before = if self.accumulate { 1.0 } else { f64::NAN };
         let (d_q, d_k, d_v) = (empty(&q, before)?, empty(&k, before)?, empty(&v, before)?);
@@ -147,15 +149,55 @@ impl Case {
         Ok([Array::of(&out)?, Array::of(&d_q)?, Array::of(&d_k)?, Array::of(&d_v)?])
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Whether a variant is to take the case.
+    fn is_for(&self, variant: &str) -> bool {
+        let capability = device().downcast::<Cuda>().expect("CUDA").info().compute_capability;
+        let mapped = !self.layouts.iter().any(|layout| matches!(layout, Unaligned | Repeated));
+        match variant {
+            "sm90" => {
+                capability == (9, 0)
+                    && (49..=128).contains(&self.n.d)
+                    && self.n.d.is_multiple_of(8)
+                    && mapped
+                    && self.scale > 0.0
+            }
+            "sm80" => self.n.d <= 128 && self.scale > 0.0,
+            _ => true,
+        }
+    }
+
+    fn check(&self, variants: &[Choice]) -> Result<(), String> {
         let inputs = self.inputs();
         let values: Vec<Array> = (0..3).map(|i| self.layouts[i].values(&inputs[i])).collect();
         let values = [&values[0], &values[1], &values[2], &inputs[3]];
         let expected = attention(values, self.n, self.scale, exact);
         let plain = attention(values, self.n, self.scale, bf16);
-        let got = self.run(&inputs, DType::BF16).map_err(|e| e.to_string())?;
+        for &(variant, choice) in variants {
+            let device = device_with(choice);
+            let result = match self.is_for(variant) {
+                true => self.check_on(device, &inputs, &expected, &plain),
+                false => match self.run(&inputs, device) {
+                    Ok(_) => Err("is not to take this".into()),
+                    Err(error) => {
+                        error.to_string().contains("the chosen kernel").then_some(()).ok_or(error.to_string())
+                    }
+                },
+            };
+            result.map_err(|message| format!("{variant}: {message}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_on(
+        &self,
+        device: &Device,
+        inputs: &[Array; 4],
+        expected: &[Array; 4],
+        plain: &[Array; 4],
+    ) -> Result<(), String> {
+        let got = self.run(inputs, device).map_err(|e| e.to_string())?;
         for repeat in 0..2 {
-            let again = self.run(&inputs, DType::BF16).map_err(|e| e.to_string())?;
+            let again = self.run(inputs, device).map_err(|e| e.to_string())?;
             let bits = |all: &[Array; 4]| all.iter().flat_map(|a| &a.data).map(|x| x.to_bits()).collect::<Vec<_>>();
             if bits(&got) != bits(&again) {
                 return Err(format!("another schedule ({repeat}) gives other bits"));
@@ -181,10 +223,20 @@ impl Case {
     }
 }
 
+type Choice = (&'static str, &'static str);
+
+/// The variants, and the choice of each.
+const VARIANTS: [Choice; 3] =
+    [("sm90", "attention=sm90"), ("sm80", "attention=sm80"), ("portable", "attention=portable")];
+
 fn check(cases: Vec<Case>) {
+    check_by(&VARIANTS, cases);
+}
+
+fn check_by(variants: &[Choice], cases: Vec<Case>) {
     let failures: Vec<String> = cases
         .iter()
-        .filter_map(|c| c.check().err().map(|e| format!("{:?} {:?} scale {}: {e}", c.n, c.layouts, c.scale)))
+        .filter_map(|c| c.check(variants).err().map(|e| format!("{:?} {:?} scale {}: {e}", c.n, c.layouts, c.scale)))
         .collect();
     assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
@@ -196,6 +248,10 @@ fn every_head_size_over_ragged_tiles() {
         ([1, 65, 67], [3, 1, 32]),
         ([1, 70, 70], [1, 1, 48]),
         ([1, 129, 200], [2, 1, 64]),
+        ([1, 200, 330], [2, 1, 64]),
+        ([1, 200, 200], [1, 1, 80]),
+        ([1, 193, 209], [1, 1, 96]),
+        ([1, 130, 260], [1, 1, 128]),
         ([2, 33, 70], [2, 2, 80]),
         ([1, 1, 130], [2, 2, 96]),
         ([1, 65, 65], [1, 1, 112]),
@@ -209,6 +265,18 @@ fn every_head_size_over_ragged_tiles() {
         ([1, 20, 20], [1, 1, 160]),
     ];
     check(table.into_iter().map(|(n, h)| case(sizes(n, h))).collect());
+}
+
+#[test]
+fn lengths_from_one_to_beyond_the_rings() {
+    // Around the tiles of 64, 96, 128 and 192 rows, and far enough that stages are used again and again.
+    let lengths = [1, 2, 63, 64, 65, 95, 96, 97, 127, 128, 129, 191, 192, 193, 385, 1025];
+    let mut cases: Vec<Case> = lengths.iter().map(|&t| case(sizes([1, t, t], [1, 1, 64]))).collect();
+    cases.extend([1, 97, 129, 513].map(|t| case(sizes([1, t, t], [1, 1, 128]))));
+    // Groups of heads visit one head's keys: the ring goes on from head to head.
+    cases.push(case(sizes([2, 70, 140], [6, 2, 64])));
+    cases.push(case(sizes([1, 1, 1025], [2, 1, 96])));
+    check_by(&VARIANTS[..1], cases);
 }
 
 #[test]
@@ -233,6 +301,6 @@ fn scales_that_are_not_above_zero() {
 #[test]
 fn keys_that_no_query_sees_get_zero_gradients() {
     let n = sizes([2, 0, 5], [2, 1, 64]);
-    let got = case(n).run(&case(n).inputs(), DType::BF16).expect("gradients");
+    let got = case(n).run(&case(n).inputs(), device()).expect("gradients");
     assert!(got.iter().flat_map(|a| &a.data).all(|&x| x == 0.0) && got[2].data.len() == 2 * 5 * 64);
 }

@@ -1,6 +1,5 @@
-//! Causal attention, forward and backward: on tensor cores in bf16 (kernels/causal_attention{,_d_q,_d_kv}.cu), else
-//! plain (kernels/causal_attention_plain.cu). kernels/causal_attention.cuh has the formulas and what a block owns and
-//! visits.
+//! Causal attention, forward and backward. kernels/causal_attention.cuh has the formulas and what a block owns and
+//! visits; the implementations are the rows of [`VARIANTS`], one file each.
 //!
 //! With P = B H T (S - (T - 1) / 2) visible scores and N = B H T D, M = B S G D the elements of q and of k:
 //!
@@ -15,19 +14,44 @@
 //! there. Tiles on the diagonal are computed whole: at T = S the FLOPs grow by about the factor 1 + (OWN + VISIT) / (2
 //! T).
 
+mod portable;
+mod sm80;
+mod sm90;
+
 use bytemuck::{Pod, Zeroable};
-use patchgpt_tensor::{DType, Destination, Error, Result, Tensor};
+use patchgpt_tensor::{Destination, Error, Result, Tensor};
 
 use crate::device::Cuda;
-use crate::launch::{Define, KernelSource, Launch, Specialisation, kernel_source};
+use crate::launch::{Define, Launch, Specialisation};
+use crate::variants::Family;
 
-static FORWARD: KernelSource = kernel_source!("causal_attention", "causal_attention.cuh", "causal_attention_mma.cuh");
-static D_Q: KernelSource = kernel_source!("causal_attention_d_q", "causal_attention.cuh", "causal_attention_mma.cuh");
-static D_KV: KernelSource = kernel_source!("causal_attention_d_kv", "causal_attention.cuh", "causal_attention_mma.cuh");
-static PLAIN: KernelSource = kernel_source!("causal_attention_plain", "causal_attention.cuh", "rows.cuh");
+/// An implementation: for which problems it is, and its passes. One file and one row of [`VARIANTS`] add another.
+pub(crate) struct Variant {
+    name: &'static str,
+    about: &'static str,
+    /// Whether it computes this problem on this device.
+    takes: fn(&Cuda, &Problem) -> bool,
+    forward: fn(&Cuda, &Problem) -> Result<()>,
+    backward: fn(&Cuda, &Problem, &Gradients) -> Result<()>,
+    /// What tests and benches use of it.
+    specialisations: fn() -> Vec<Specialisation>,
+}
+
+/// The implementations. The first that takes a problem computes it, unless one is chosen by name.
+const VARIANTS: [Variant; 3] = [sm90::VARIANT, sm80::VARIANT, portable::VARIANT];
+
+/// The names, for [`Cuda::with_kernel`].
+pub(crate) const FAMILY: Family = Family {
+    name: "attention",
+    variants: &[
+        (sm90::VARIANT.name, sm90::VARIANT.about),
+        (sm80::VARIANT.name, sm80::VARIANT.about),
+        (portable::VARIANT.name, portable::VARIANT.about),
+    ],
+};
 
 /// What one launch computes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pass {
     Forward,
     DQ,
@@ -67,31 +91,6 @@ const fn tiles(head: usize, forward: Tile, d_q: Tile, d_kv: Tile) -> Tiles {
     Tiles { head, forward, d_q, d_kv }
 }
 
-/// Tiles on tensor cores, WARPS warps a block. The accumulators of an owned row and the scores of a visited tile stay
-/// in registers: a thread has (own / 64) * (head + visit) / 2 of them forward, (own / 64) * (head + 2 visit) / 2 for
-/// d_q and (own / 64) * (2 head + 2 visit) / 2 for d_k and d_v, of 255 in all. A block's shared memory stays below 99
-/// KiB, which every architecture from sm_80 on has.
-const TENSOR_CORE: [Tiles; 8] = [
-    tiles(16, tile(128, 64), tile(128, 64), tile(64, 64)),
-    tiles(32, tile(128, 64), tile(128, 64), tile(64, 64)),
-    tiles(48, tile(128, 64), tile(64, 64), tile(64, 64)),
-    tiles(64, tile(128, 64), tile(128, 32), tile(64, 64)),
-    tiles(80, tile(128, 64), tile(64, 64), tile(64, 64)),
-    tiles(96, tile(128, 64), tile(64, 64), tile(64, 64)),
-    tiles(112, tile(128, 48), tile(64, 32), tile(64, 32)),
-    tiles(128, tile(128, 32), tile(64, 32), tile(64, 32)),
-];
-const WARPS: usize = 4;
-
-/// Tiles of the plain kernels, for head sizes up to the first number, in f32 and in f64.
-const PLAIN_TILES: [(usize, Tile, Tile); 4] = [
-    (64, tile(64, 32), tile(32, 32)),
-    (128, tile(32, 32), tile(16, 16)),
-    (192, tile(32, 16), tile(16, 16)),
-    (256, tile(16, 16), tile(16, 16)),
-];
-const PLAIN_THREADS: usize = 256;
-
 /// A kernel chosen for one pass.
 struct Kernel {
     specialisation: Specialisation,
@@ -102,54 +101,6 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn tensor_core(pass: Pass, tiles: &Tiles) -> Kernel {
-        let (head, Tile { own, visit }) = (tiles.head, tiles.of(pass));
-        let (source, entry, rows, numbers) = match pass {
-            Pass::Forward => (&FORWARD, "causal_attention", own + 2 * visit, 0),
-            Pass::DQ => (&D_Q, "causal_attention_d_q", 2 * own + 4 * visit, 0),
-            Pass::DKv => (&D_KV, "causal_attention_d_kv", 2 * own + 4 * visit, 4 * visit),
-        };
-        let specialisation = Specialisation::new(source)
-            .define("HEAD", head)
-            .define("OWN", own)
-            .define("VISIT", visit)
-            .define("WARPS", WARPS);
-        // Rows of bf16, 8 further apart than they are long, and statistics in f32.
-        Kernel { specialisation, entry, own, threads: WARPS * 32, shared: rows * (head + 8) * 2 + numbers * 4 }
-    }
-
-    fn plain(pass: Pass, x: DType, width: usize) -> Option<Kernel> {
-        let size = x.accumulator().size();
-        let (_, single, double) = PLAIN_TILES.iter().find(|&&(head, ..)| width <= head)?;
-        let Tile { own, visit } = if size == 8 { *double } else { *single };
-        let head = width.max(1).next_multiple_of(16);
-        let (entry, rows, numbers) = match pass {
-            Pass::Forward => ("causal_attention", own + 2 * visit, 0),
-            Pass::DQ => ("causal_attention_d_q", 2 * own + 2 * visit, 0),
-            Pass::DKv => ("causal_attention_d_kv", 2 * own + 2 * visit, 2 * visit),
-        };
-        let specialisation =
-            Specialisation::new(&PLAIN).define("X", x).define("HEAD", head).define("OWN", own).define("VISIT", visit);
-        // Rows and scores in the accumulator's type, 16 bytes further apart than they are long.
-        let pad = 16 / size;
-        let shared = (rows * (head + pad) + own * (visit + pad) + numbers) * size;
-        Some(Kernel { specialisation, entry, own, threads: PLAIN_THREADS, shared })
-    }
-
-    /// The kernel for elements `x`, heads of size `width` and a scale; tensor cores take bf16, heads up to 128 and
-    /// scales above 0.
-    fn choose(op: &'static str, pass: Pass, x: DType, width: usize, scale: f64) -> Result<Kernel> {
-        if !matches!(x, DType::F32 | DType::F64 | DType::BF16) {
-            return Err(Error::dtype(op, "f32, bf16 or f64", x));
-        }
-        let tiles = TENSOR_CORE.iter().find(|t| width <= t.head);
-        match tiles.filter(|_| x == DType::BF16 && scale as f32 > 0.0) {
-            Some(tiles) => Ok(Kernel::tensor_core(pass, tiles)),
-            None => Kernel::plain(pass, x, width)
-                .ok_or_else(|| Error::shape(op, format!("heads of at most 256 elements on this device, got {width}"))),
-        }
-    }
-
     fn begin<'a>(&self, cuda: &'a Cuda, rows: usize, heads: usize) -> Launch<'a> {
         let Specialisation { source, defines } = &self.specialisation;
         let launch = cuda.kernel(source, self.entry).threads(self.threads).shared(self.shared);
@@ -160,14 +111,56 @@ impl Kernel {
 
 /// Specialisations that tests and benches use.
 pub(crate) fn specialisations() -> Vec<Specialisation> {
-    let passes = [Pass::Forward, Pass::DQ, Pass::DKv];
-    let tensor_core =
-        passes.into_iter().flat_map(|pass| TENSOR_CORE.iter().map(move |tiles| Kernel::tensor_core(pass, tiles)));
-    let heads = [(DType::F32, 16), (DType::F32, 64), (DType::F32, 80), (DType::F32, 128), (DType::F32, 256)];
-    let others = [(DType::BF16, 64), (DType::F64, 16), (DType::F64, 64), (DType::F64, 80), (DType::F64, 128)];
-    // All passes of the plain path are one file.
-    let plain = heads.into_iter().chain(others).filter_map(|(x, head)| Kernel::plain(Pass::Forward, x, head));
-    tensor_core.chain(plain).map(|kernel| kernel.specialisation).collect()
+    VARIANTS.iter().flat_map(|variant| (variant.specialisations)()).collect()
+}
+
+/// The tensors of both directions: q, out [B, T, H, D]; k, v [B, S, G, D]; lse [B, H, T].
+struct Problem<'a> {
+    op: &'static str,
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    out: &'a Tensor,
+    lse: &'a Tensor,
+    scale: f64,
+    /// The other tensors with rows of D: gradients.
+    others: Vec<&'a Tensor>,
+}
+
+impl Problem<'_> {
+    /// B, T, H, D.
+    fn sizes(&self) -> [usize; 4] {
+        [0, 1, 2, 3].map(|d| self.q.dim(d))
+    }
+
+    /// S, G.
+    fn key_sizes(&self) -> [usize; 2] {
+        [1, 2].map(|d| self.k.dim(d))
+    }
+
+    /// Every tensor with rows of D.
+    fn rows(&self) -> impl Iterator<Item = &Tensor> {
+        [self.q, self.k, self.v, self.out].into_iter().chain(self.others.iter().copied())
+    }
+}
+
+/// What backward takes and gives besides: d_out, d_q like q; d_k, d_v like k.
+struct Gradients<'a> {
+    d_out: &'a Tensor,
+    d_q: Destination<'a>,
+    d_k: Destination<'a>,
+    d_v: Destination<'a>,
+}
+
+/// The implementation for a problem.
+fn choose(cuda: &Cuda, problem: &Problem) -> Result<&'static Variant> {
+    let chosen = cuda.chosen_kernel(FAMILY.name);
+    let named = |variant: &&Variant| chosen.is_none_or(|name| name == variant.name);
+    VARIANTS.iter().filter(named).find(|variant| (variant.takes)(cuda, problem)).ok_or_else(|| {
+        let what = format!("{:?} {}, scale {}", problem.q.shape(), problem.q.dtype(), problem.scale);
+        let among = chosen.map_or("there is no kernel".into(), |name| format!("the chosen kernel {name} is not"));
+        Error::Backend { device: cuda.to_string(), message: format!("{}: {among} for q {what}", problem.op) }
+    })
 }
 
 /// Strides of batch, position and head, in elements.
@@ -203,9 +196,8 @@ fn strides(x: &Tensor) -> Strides {
 }
 
 impl Attention {
-    /// What forward and backward share; `rows` are all tensors whose rows must be aligned for 16-byte accesses.
-    fn new(op: &'static str, cuda: &Cuda, tensors: [&Tensor; 5], rows: &[&Tensor], scale: f64) -> Result<Attention> {
-        let [q, k, v, out, lse] = tensors;
+    fn new(cuda: &Cuda, problem: &Problem) -> Result<Attention> {
+        let Problem { op, q, k, v, out, lse, scale, .. } = *problem;
         let size = |n: usize| {
             i32::try_from(n).ok().filter(|&n| n < 1 << 30).ok_or_else(|| {
                 let shapes = format!("got q {:?} and k {:?}", q.shape(), k.shape());
@@ -218,7 +210,7 @@ impl Attention {
             heads: size(q.dim(2))?,
             groups: size(k.dim(2))?,
             width: size(q.dim(3))?,
-            aligned: i32::from(tensors[..4].iter().chain(rows).all(|x| cuda.aligned(x))),
+            aligned: i32::from(problem.rows().all(|x| cuda.aligned(x))),
             scale: scale as f32,
             exact_scale: scale,
             q: strides(q),
@@ -229,6 +221,64 @@ impl Attention {
             ..Attention::default()
         })
     }
+
+    fn backward(cuda: &Cuda, problem: &Problem, gradients: &Gradients) -> Result<Attention> {
+        Ok(Attention {
+            d_out: strides(gradients.d_out),
+            d_q: strides(gradients.d_q.tensor),
+            d_k: strides(gradients.d_k.tensor),
+            d_v: strides(gradients.d_v.tensor),
+            ..Attention::new(cuda, problem)?
+        })
+    }
+}
+
+/// One launch of a kernel with the arguments of the sm_80 and the portable files.
+fn launch_forward(cuda: &Cuda, problem: &Problem, kernel: &Kernel) -> Result<()> {
+    let [batch, queries, heads, _] = problem.sizes();
+    kernel
+        .begin(cuda, queries, batch * heads)
+        .write(problem.out)
+        .write(problem.lse)
+        .read(problem.q)
+        .read(problem.k)
+        .read(problem.v)
+        .value(Attention::new(cuda, problem)?)
+        .launch()
+}
+
+/// The two launches of a backward with the arguments of the sm_80 and the portable files.
+fn launch_backward(cuda: &Cuda, problem: &Problem, gradients: &Gradients, d_q: &Kernel, d_kv: &Kernel) -> Result<()> {
+    let Problem { q, k, v, out, lse, .. } = *problem;
+    let [batch, queries, heads, _] = problem.sizes();
+    let [keys, groups] = problem.key_sizes();
+    let attention = Attention::backward(cuda, problem, gradients)?;
+    let delta = cuda.workspace(batch * heads * queries * q.dtype().accumulator().size())?;
+    d_q.begin(cuda, queries, batch * heads)
+        .write(gradients.d_q.tensor)
+        .value(i32::from(gradients.d_q.accumulate))
+        .workspace(&delta)
+        .read(gradients.d_out)
+        .read(q)
+        .read(k)
+        .read(v)
+        .read(out)
+        .read(lse)
+        .value(attention)
+        .launch()?;
+    d_kv.begin(cuda, keys, batch * groups)
+        .write(gradients.d_k.tensor)
+        .value(i32::from(gradients.d_k.accumulate))
+        .write(gradients.d_v.tensor)
+        .value(i32::from(gradients.d_v.accumulate))
+        .read(gradients.d_out)
+        .read(q)
+        .read(k)
+        .read(v)
+        .read(lse)
+        .workspace(&delta)
+        .value(attention)
+        .launch()
 }
 
 /// See [`Backend::causal_attention`](patchgpt_tensor::Backend::causal_attention).
@@ -241,18 +291,11 @@ pub(crate) fn forward(
     v: &Tensor,
     scale: f64,
 ) -> Result<()> {
-    let op = "causal_attention";
-    let attention = Attention::new(op, cuda, [q, k, v, out, lse], &[], scale)?;
-    let kernel = Kernel::choose(op, Pass::Forward, q.dtype(), q.dim(3), scale)?;
-    kernel
-        .begin(cuda, q.dim(1), q.dim(0) * q.dim(2))
-        .write(out)
-        .write(lse)
-        .read(q)
-        .read(k)
-        .read(v)
-        .value(attention)
-        .launch()
+    let problem = Problem { op: "causal_attention", q, k, v, out, lse, scale, others: Vec::new() };
+    if q.is_empty() {
+        return Ok(());
+    }
+    (choose(cuda, &problem)?.forward)(cuda, &problem)
 }
 
 /// See [`Backend::causal_attention_backward`](patchgpt_tensor::Backend::causal_attention_backward).
@@ -270,89 +313,11 @@ pub(crate) fn backward(
     lse: &Tensor,
     scale: f64,
 ) -> Result<()> {
-    let op = "causal_attention_backward";
     if q.is_empty() {
         // No query sees the keys: their gradients are zero.
         return [d_k, d_v].iter().filter(|d| !d.accumulate).try_for_each(|d| super::fill::fill(cuda, d.tensor, 0.0));
     }
-    let rows = [d_out, d_q.tensor, d_k.tensor, d_v.tensor];
-    let attention = Attention {
-        d_out: strides(d_out),
-        d_q: strides(d_q.tensor),
-        d_k: strides(d_k.tensor),
-        d_v: strides(d_v.tensor),
-        ..Attention::new(op, cuda, [q, k, v, out, lse], &rows, scale)?
-    };
-    let [batch, queries, heads, width] = [0, 1, 2, 3].map(|d| q.dim(d));
-    let delta = cuda.workspace(batch * heads * queries * q.dtype().accumulator().size())?;
-    let kernel = Kernel::choose(op, Pass::DQ, q.dtype(), width, scale)?;
-    kernel
-        .begin(cuda, queries, batch * heads)
-        .write(d_q.tensor)
-        .value(i32::from(d_q.accumulate))
-        .workspace(&delta)
-        .read(d_out)
-        .read(q)
-        .read(k)
-        .read(v)
-        .read(out)
-        .read(lse)
-        .value(attention)
-        .launch()?;
-    let kernel = Kernel::choose(op, Pass::DKv, q.dtype(), width, scale)?;
-    kernel
-        .begin(cuda, k.dim(1), batch * k.dim(2))
-        .write(d_k.tensor)
-        .value(i32::from(d_k.accumulate))
-        .write(d_v.tensor)
-        .value(i32::from(d_v.accumulate))
-        .read(d_out)
-        .read(q)
-        .read(k)
-        .read(v)
-        .read(lse)
-        .workspace(&delta)
-        .value(attention)
-        .launch()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a block can have on every architecture from sm_80 on (8.6, 8.9 and 12.0 have the least).
-    const SHARED_MEMORY: usize = 99 << 10;
-    const PASSES: [Pass; 3] = [Pass::Forward, Pass::DQ, Pass::DKv];
-
-    #[test]
-    fn tiles_fit_in_the_shared_memory_of_every_architecture() {
-        for pass in PASSES {
-            for tiles in &TENSOR_CORE {
-                assert!(Kernel::tensor_core(pass, tiles).shared <= SHARED_MEMORY, "head size {}", tiles.head);
-            }
-            // In f64, which is for checks, large heads take more.
-            for (x, heads) in [(DType::F32, 256), (DType::BF16, 256), (DType::F64, 128)] {
-                for width in 0..=heads {
-                    let kernel = Kernel::plain(pass, x, width).expect("a kernel");
-                    assert!(kernel.shared <= SHARED_MEMORY, "head size {width} in {x}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn heads_find_the_smallest_tiles_that_hold_them() {
-        let head = |x, width, scale| {
-            let kernel = Kernel::choose("attention", Pass::Forward, x, width, scale).expect("a kernel");
-            let head = kernel.specialisation.defines.iter().find(|(name, _)| *name == "HEAD").expect("HEAD").1;
-            (kernel.specialisation.source.name, head.to_string())
-        };
-        assert_eq!(head(DType::BF16, 72, 0.1), ("causal_attention", "80".into()));
-        assert_eq!(head(DType::BF16, 128, 0.1), ("causal_attention", "128".into()));
-        assert_eq!(head(DType::BF16, 129, 0.1), ("causal_attention_plain", "144".into()));
-        assert_eq!(head(DType::BF16, 64, -0.1), ("causal_attention_plain", "64".into()));
-        assert_eq!(head(DType::F32, 0, 0.1), ("causal_attention_plain", "16".into()));
-        assert!(Kernel::choose("attention", Pass::Forward, DType::F32, 257, 0.1).is_err());
-        assert!(Kernel::choose("attention", Pass::Forward, DType::F16, 64, 0.1).is_err());
-    }
+    let others = vec![d_out, d_q.tensor, d_k.tensor, d_v.tensor];
+    let problem = Problem { op: "causal_attention_backward", q, k, v, out, lse, scale, others };
+    (choose(cuda, &problem)?.backward)(cuda, &problem, &Gradients { d_out, d_q, d_k, d_v })
 }

@@ -83,6 +83,7 @@ pub const KEYS: &[Key] = &[
     text("device.device", "cpu, cuda, or cuda:emulated (the CUDA kernels on the CPU, to find mistakes)"),
     text("device.dtype", "f32, bf16 or f64"),
     free("device.threads", "threads; absent: one per core. Results do not depend on it"),
+    text("device.kernel", "variants of CUDA kernels, such as attention=sm80; absent: the best that the device has"),
 ];
 
 /// Keys of which a configuration has at most one; a later layer that sets one takes the place of the others.

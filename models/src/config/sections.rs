@@ -272,6 +272,8 @@ pub struct DeviceConfig {
     pub dtype: Dtype,
     /// Threads; absent for one per core. Results do not depend on it.
     pub threads: Option<usize>,
+    /// Variants of CUDA kernels, such as `attention=sm80`; absent for the best that the device has.
+    pub kernel: Option<String>,
 }
 
 /// A count written as `30000000` or as `3e7`.

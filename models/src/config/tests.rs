@@ -55,6 +55,8 @@ fn a_resolved_file_repeats_the_run_and_needs_no_preset() {
         "train.lr=0.1",
         "train.micro_batch=3",
         "device.threads=2",
+        "device.device=cuda:emulated",
+        "device.kernel=attention=sm80",
         "train.target_weights=1/k",
         "data.path=some text.txt",
     ])
@@ -194,6 +196,8 @@ fn values_out_of_range_are_refused() {
         (&["data.tokenizer=bpe:12"], &["bpe:12", "above 256"]),
         (&["data.tokenizer=bpe"], &["bpe:N"]),
         (&["device.threads=0"], &["threads is 0"]),
+        (&["device.kernel=attention=sm80"], &["attention=sm80", "set device.device to cuda"]),
+        (&["device.device=cuda", "device.kernel=attention=sm70"], &["attention=sm70", "sm90, sm80, portable"]),
         (&["model.heads=3"], &["128", "heads = 3"]),
         (&["model.vocab_size=100"], &["vocab_size = 100", "256 ids"]),
         (&["train.seq_len=300", "model.max_positions=256"], &["seq_len = 300", "max_positions = 256"]),
@@ -277,6 +281,7 @@ fn the_table_of_keys_is_the_fields_of_the_configuration() {
     (train.patch_fraction, train.step_fraction) = (Some(0.5), Some(0.5));
     (train.patch_sizes, train.patch_shares) = (Some(vec![2]), Some(vec![1.0]));
     (train.micro_batch, train.init, config.device.threads) = (Some(1), Some("a".into()), Some(1));
+    config.device.kernel = Some("a".into());
     let table = config.to_table().unwrap();
     let fields = table
         .iter()

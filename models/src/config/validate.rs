@@ -53,7 +53,7 @@ impl DeviceConfig {
     /// Checks what can be checked without opening the device.
     ///
     /// # Errors
-    /// 0 threads; a dtype that the device does not compute in.
+    /// 0 threads; a dtype that the device does not compute in; variants of CUDA kernels on the CPU, or some that there are not.
     pub fn check(&self) -> Result<()> {
         if self.threads == Some(0) {
             return fail("device.threads is 0: give at least 1, or leave it out for one per core".into());
@@ -64,7 +64,15 @@ impl DeviceConfig {
                 self.device
             ));
         }
-        Ok(())
+        match &self.kernel {
+            Some(kernel) if self.device == Device::Cpu => fail(format!(
+                "device.kernel = \"{kernel}\" chooses among CUDA kernels: set device.device to cuda, or leave it out"
+            )),
+            Some(kernel) => {
+                patchgpt_cuda::check_kernel(kernel).map_err(|error| Error::Config(format!("device.kernel: {error}")))
+            }
+            None => Ok(()),
+        }
     }
 }
 

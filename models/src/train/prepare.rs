@@ -18,11 +18,12 @@ use crate::{Error, Result, hub};
 /// # Errors
 /// Threads that cannot be started; CUDA libraries, a card or, for the emulated device, a C++ compiler that are not there.
 pub fn open_device(config: &DeviceConfig) -> Result<Device> {
+    let kernel = config.kernel.as_deref().unwrap_or_default();
     Ok(match (config.device, config.threads) {
         (DeviceChoice::Cpu, Some(threads)) => Device::cpu_with_threads(threads)?,
         (DeviceChoice::Cpu, None) => Device::cpu()?,
-        (DeviceChoice::Cuda, _) => Cuda::open(0)?.into_device(),
-        (DeviceChoice::CudaEmulated, _) => Cuda::emulated()?.into_device(),
+        (DeviceChoice::Cuda, _) => Cuda::open(0)?.with_kernel(kernel)?.into_device(),
+        (DeviceChoice::CudaEmulated, _) => Cuda::emulated()?.with_kernel(kernel)?.into_device(),
     })
 }
 

@@ -1,15 +1,18 @@
 //! The prelude's functions on a card against the emulator's answers: the emulator follows the PTX manual, a card is the
-//! truth.
+//! truth. Those of `hopper.cuh`, which need compute capability 9.0, make matrix products whose exact results are known.
 //!
 //! ```sh
 //! cargo run -p patchgpt-tests --example intrinsics -- record answers     # on the emulator cargo run -p patchgpt-tests
 //! --example intrinsics -- compare answers    # on card 0
 //! ```
 
+#[path = "../../../cuda/tests/emulator/product.rs"]
+mod product;
+
 use std::error::Error;
 
 use patchgpt_cuda::{Cuda, KernelSource};
-use patchgpt_tensor::Tensor;
+use patchgpt_tensor::{Device, Tensor};
 
 static KERNEL: KernelSource = KernelSource { name: "intrinsics", text: include_str!("intrinsics.cu"), headers: &[] };
 
@@ -81,12 +84,25 @@ fn inputs() -> Vec<u32> {
     words.into_iter().chain(any).chain(numbers).chain(pairs).collect()
 }
 
-fn run(cuda: Cuda) -> Result<Vec<u32>, Box<dyn Error>> {
-    let device = cuda.into_device();
+/// Products by the functions of `hopper.cuh`; the shapes that come out wrong.
+fn wrong_products(device: &Device) -> Result<Vec<String>, Box<dyn Error>> {
+    let cuda = device.downcast::<Cuda>().ok_or("no CUDA device")?;
+    if cuda.info().compute_capability != (9, 0) {
+        println!("hopper.cuh: skipped, {cuda} is not of compute capability 9.0");
+        return Ok(Vec::new());
+    }
+    let shapes = product::shapes();
+    let failed = |&shape: &_| product::run(device, shape, 0, 1).err().map(|error| format!("{shape:?}: {error}"));
+    let wrong: Vec<String> = shapes.iter().filter_map(failed).collect();
+    println!("{} of {} products by hopper.cuh exact", shapes.len() - wrong.len(), shapes.len());
+    Ok(wrong)
+}
+
+fn run(device: &Device) -> Result<Vec<u32>, Box<dyn Error>> {
     let cuda = device.downcast::<Cuda>().ok_or("no CUDA device")?;
     let upload = |words: &[u32]| {
         let words: Vec<i32> = words.iter().map(|&w| w as i32).collect();
-        Tensor::from_slice(&words, &[words.len()], &device)
+        Tensor::from_slice(&words, &[words.len()], device)
     };
     let rows: usize = ROWS.iter().map(|&(_, rows, _)| rows).sum();
     let (out, counters, moved) = (upload(&vec![0; rows * 32])?, upload(&[0; 32])?, upload(&[0; 128])?);
@@ -134,7 +150,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["record", path] => {
-            let bytes: Vec<u8> = run(Cuda::emulated()?)?.into_iter().flat_map(u32::to_le_bytes).collect();
+            let bytes: Vec<u8> =
+                run(&Cuda::emulated()?.into_device())?.into_iter().flat_map(u32::to_le_bytes).collect();
             std::fs::write(path, bytes)?;
             Ok(())
         }
@@ -142,12 +159,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             let bytes = std::fs::read(path)?;
             let answers: Vec<u32> =
                 bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-            let got = run(Cuda::open(0)?)?;
+            let device = Cuda::open(0)?.into_device();
+            let got = run(&device)?;
             if got.len() != answers.len() {
                 return Err(format!("{path} holds {} words, {} were expected", answers.len(), got.len()).into());
             }
-            let wrong = compare(&got, &answers);
+            let mut wrong = compare(&got, &answers);
             println!("{} of {} functions as the emulator has them", ROWS.len() - wrong.len(), ROWS.len());
+            wrong.extend(wrong_products(&device)?);
             if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
         }
         _ => Err("usage: intrinsics record|compare FILE".into()),

@@ -90,6 +90,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "N", help_heading = "Machine")]
     threads: Option<String>,
 
+    /// Variants of CUDA kernels, such as attention=sm80, several with commas between; without it the best that the device has
+    #[arg(long, value_name = "FAMILY=VARIANT", help_heading = "Machine")]
+    kernel: Option<String>,
+
     /// Steps between checkpoints: what a power cut can cost
     #[arg(long, value_name = "STEPS", help_heading = "Machine")]
     checkpoint_every: Option<String>,
@@ -116,6 +120,7 @@ impl Settings {
             ("--device", "device.device", &self.device),
             ("--dtype", "device.dtype", &self.dtype),
             ("--threads", "device.threads", &self.threads),
+            ("--kernel", "device.kernel", &self.kernel),
             ("--checkpoint-every", "train.checkpoint_every", &self.checkpoint_every),
         ]
         .into_iter()
@@ -182,6 +187,8 @@ pub(crate) fn machine(recorded: DeviceConfig, device: Option<&str>, threads: Opt
     let mut config = DeviceConfig { threads, ..recorded };
     if let Some(name) = device {
         config.device = name.parse()?;
+        // Variants are of the device that the run was on.
+        config.kernel = config.kernel.filter(|_| config.device != Device::Cpu);
     }
     config.check()?;
     prepare_machine(&config);
