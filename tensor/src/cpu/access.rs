@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn views_that_share_an_element_meet_and_columns_that_do_not_stay_apart() -> Result<()> {
         let buffer = Layout::contiguous(&[60])?;
-        let starts: &[usize] = if cfg!(miri) { &[5] } else { &[0, 1, 5, 24, 36] };
+        let starts: &[usize] = if cfg!(miri) { &[24] } else { &[0, 1, 5, 24, 36] };
         let mut views = Vec::new();
         for &start in starts {
             for shape in [&[24][..], &[4, 6], &[2, 3, 4], &[3, 1, 8]] {
@@ -398,8 +398,12 @@ mod tests {
             for ((other, b), y) in views.iter().zip(&places) {
                 let (share, meet) = (x.iter().any(|place| y.contains(place)), ranges_meet(a, b));
                 assert!(meet || !share, "{a:?} and {b:?} share an element");
+                // Columns are counted from a multiple of the pitch.
                 let columns = |view: &Layout| view.strides() == [6, 1] && view.shape()[0] == 4 && view.shape()[1] > 1;
-                assert!(meet == share || start != other || !columns(a) || !columns(b), "{a:?} and {b:?} share none");
+                assert!(
+                    meet == share || start != other || start % 6 != 0 || !columns(a) || !columns(b),
+                    "{a:?} and {b:?} share none"
+                );
             }
         }
         Ok(())
