@@ -10,5 +10,5 @@ cd "$(dirname "$0")/.."
 export MIRIFLAGS="${MIRIFLAGS:--Zmiri-disable-isolation -Zmiri-ignore-leaks -Zmiri-deterministic-floats}" PATCHGPT_CPU=portable
 miri() { cargo +nightly miri test "$@"; }
 miri -p patchgpt-tensor --test every_primitive -- "$@"
-miri -p patchgpt-tensor --lib -- --skip threads --skip products_agree --skip formula --skip stated_error --skip closely --skip precision \
+miri -p patchgpt-tensor --lib -- --skip threads --skip formula --skip stated_error --skip closely --skip precision \
     --skip reductions_agree --skip large_scores --skip ceilings --skip batches_views --skip every_task "$@"

@@ -231,11 +231,27 @@ mod tests {
     #[test]
     fn mistakes_are_errors() {
         let parameters = model();
-        let settings = AdamWSettings { beta2: 1.0, ..AdamWSettings::default() };
-        assert!(AdamW::new(&parameters, settings).err().unwrap().to_string().contains("beta2 = 1"));
+        let refused = |name: &str, value: f64, settings: AdamWSettings| {
+            let message = AdamW::new(&parameters, settings).err().unwrap().to_string();
+            assert!(message.contains(&format!("{name} = {value}")), "{message}");
+        };
+        let fine = AdamWSettings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0 };
+        assert!(AdamW::new(&parameters, fine).is_ok());
+        for beta in [1.0, -0.1, f64::NAN] {
+            refused("beta1", beta, AdamWSettings { beta1: beta, ..fine });
+            refused("beta2", beta, AdamWSettings { beta2: beta, ..fine });
+        }
+        for wrong in [-1e-9, f64::INFINITY, f64::NAN] {
+            refused("eps", wrong, AdamWSettings { eps: wrong, ..fine });
+            refused("weight_decay", wrong, AdamWSettings { weight_decay: wrong, ..fine });
+        }
         let mut optimizer = AdamW::new(&parameters, AdamWSettings::default()).unwrap();
-        assert!(optimizer.step(&parameters, f64::NAN, None).is_err());
-        assert!(optimizer.step(&parameters, 1e-3, Some(0.0)).is_err());
+        for rate in [f64::NAN, f64::INFINITY] {
+            assert!(optimizer.step(&parameters, rate, None).is_err());
+        }
+        for clip in [0.0, -1.0, f64::NAN] {
+            assert!(optimizer.step(&parameters, 1e-3, Some(clip)).is_err());
+        }
         assert_eq!(optimizer.steps(), 0, "a refused step does not count");
         let short = Tensor::zeros(&[3], DType::F64, &Device::cpu().unwrap()).unwrap();
         assert!(optimizer.load(&short, &short, 1).err().unwrap().to_string().contains("[3]"));

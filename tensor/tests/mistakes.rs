@@ -1,6 +1,6 @@
 //! Arguments that do not fit are errors that name the op and what it got, never panics.
 
-use patchgpt_tensor::{DType, Destination, Device, Result, ScatterIndex, Tensor};
+use patchgpt_tensor::{AdamW, DType, Destination, Device, Result, ScatterIndex, Tensor};
 
 /// One device for all tests: tensors of two do not meet.
 fn device() -> &'static Device {
@@ -106,6 +106,62 @@ fn attention_takes_four_dimensions_and_heads_that_divide() {
     let q = zeros(&[1, 2, 3, 4]);
     refused(q.causal_attention(&zeros(&[2, 3, 4]), &zeros(&[2, 3, 4]), 1.0), &["causal_attention", "[2, 3, 4]"]);
     refused(q.causal_attention(&zeros(&[1, 2, 2, 4]), &zeros(&[1, 2, 2, 4]), 1.0), &["causal_attention", "3", "2"]);
+}
+
+#[test]
+fn updates_take_flat_buffers_of_one_length_scalars_and_betas_below_one() {
+    let ([p, g, m, v], [rate, clip]) = ([(); 4].map(|()| zeros(&[6])), [(); 2].map(|()| zeros(&[])));
+    let step = ids(&[1], &[]);
+    let fine = AdamW {
+        parameters: &p,
+        gradients: &g,
+        first_moment: &m,
+        second_moment: &v,
+        learning_rate: &rate,
+        clip: &clip,
+        step: &step,
+        beta1: 0.0,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        decay_len: 6,
+    };
+    assert!(fine.run().is_ok());
+    let (matrix, short, wide, flat) = (zeros(&[2, 3]), zeros(&[5]), typed(&[6], DType::F64), zeros(&[1]));
+    let apart = zeros(&[6, 2]).narrow(1, 0, 1).unwrap().squeeze(1).unwrap();
+    for (wrong, part) in [(&matrix, "[2, 3]"), (&short, "[5]"), (&apart, "contiguous"), (&wide, "f64")] {
+        refused(AdamW { gradients: wrong, ..fine }.run(), &["adamw", part]);
+        refused(AdamW { first_moment: wrong, ..fine }.run(), &["adamw", part]);
+        refused(AdamW { second_moment: wrong, ..fine }.run(), &["adamw", part]);
+    }
+    for parameters in [&matrix, &apart] {
+        refused(AdamW { parameters, ..fine }.run(), &["adamw"]);
+    }
+    let bf16 = typed(&[6], DType::BF16);
+    let (scalar, buffers) = (typed(&[], DType::BF16), AdamW { parameters: &bf16, gradients: &bf16, ..fine });
+    let buffers = AdamW { first_moment: &bf16, second_moment: &bf16, learning_rate: &scalar, clip: &scalar, ..buffers };
+    refused(buffers.run(), &["adamw", "master weights", "bf16"]);
+    refused(AdamW { learning_rate: &flat, ..fine }.run(), &["adamw", "the learning rate", "[1]"]);
+    refused(AdamW { learning_rate: &typed(&[], DType::F64), ..fine }.run(), &["adamw", "f64"]);
+    refused(AdamW { clip: &flat, ..fine }.run(), &["adamw", "the clip factor", "[1]"]);
+    refused(AdamW { step: &ids(&[1], &[1]), ..fine }.run(), &["adamw", "the step", "[1]"]);
+    refused(AdamW { step: &rate, ..fine }.run(), &["adamw", "i32", "f32"]);
+    for beta in [1.0, -0.1, f64::NAN] {
+        refused(AdamW { beta1: beta, ..fine }.run(), &["adamw", "[0, 1)", &beta.to_string()]);
+        refused(AdamW { beta2: beta, ..fine }.run(), &["adamw", "[0, 1)", &beta.to_string()]);
+    }
+    refused(AdamW { decay_len: 7, ..fine }.run(), &["adamw", "at most 6", "7"]);
+    for written in
+        [AdamW { parameters: &g, ..fine }, AdamW { first_moment: &g, ..fine }, AdamW { second_moment: &g, ..fine }]
+    {
+        refused(written.run(), &["adamw", "overlap"]);
+    }
+    refused(AdamW { first_moment: &p, ..fine }.run(), &["adamw", "overlap"]);
+    for most in [0.0, -1.0, f64::NAN] {
+        refused(g.global_norm(most), &["global_norm", "positive", &most.to_string()]);
+    }
+    refused(g.global_norm_into(1.0, &flat, &clip), &["global_norm", "the norm", "[1]"]);
+    refused(g.global_norm_into(1.0, &clip, &flat), &["global_norm", "the clip factor", "[1]"]);
 }
 
 #[test]

@@ -176,19 +176,19 @@ def transcript(single, seed):
 
 
 def inspection(single, seed):
-    """Logits of every position, loss and gradients of one sequence in both regimes. At token level they are those of stock transformers
-    with labels that are the input: T positions, of which T - 1 are scored."""
+    """Logits of every position, loss and gradients of one sequence in both regimes: T positions, of which T - 1 are scored. At token
+    level the loss is that of stock transformers with labels that are the input, which it computes in float32 and so is compared as a number."""
     model = in_double(single)
     out = {}
     for stage, k, positions in (("token", 1, 11), ("patch", PATCH_K, PATCH_T)):
         ids = draw_ids(seed + k, 1, positions * k)
-        logits = regime_logits(model, ids, k, positions)
-        if k == 1:
-            loss = model(input_ids=ids, labels=ids).loss
-        else:
+        if k > 1:
             ids[0, 9] = ids[0, 8]  # a token twice in a patch that is a target
-            logits = regime_logits(model, ids, k, positions)
-            loss = k_fold_loss(logits[:, :-1], regime_targets(ids, k, k, positions - 1))
+        logits = regime_logits(model, ids, k, positions)
+        loss = k_fold_loss(logits[:, :-1], regime_targets(ids, k, k, positions - 1))
+        if k == 1:
+            stock = model(input_ids=ids, labels=ids).loss
+            torch.testing.assert_close(stock.double(), loss, atol=0, rtol=1e-5)
         out |= {f"{stage}.ids": ids[0], f"{stage}.logits": logits[0], f"{stage}.loss": loss}
         out |= {f"{stage}.grad.{name}": grad for name, grad in gradients(model, loss).items()}
     return out

@@ -372,4 +372,55 @@ mod tests {
         assert!(!ranges_meet(&joined.narrow(0, 0, 1)?, &joined.narrow(0, 1, 1)?));
         Ok(())
     }
+
+    #[test]
+    fn views_that_share_an_element_meet_and_columns_that_do_not_stay_apart() -> Result<()> {
+        let buffer = Layout::contiguous(&[60])?;
+        let starts: &[usize] = if cfg!(miri) { &[24] } else { &[0, 1, 5, 24, 36] };
+        let mut views = Vec::new();
+        for &start in starts {
+            for shape in [&[24][..], &[4, 6], &[2, 3, 4], &[3, 1, 8]] {
+                let whole = buffer.narrow(0, start, 24)?.reshape(shape)?.expect("a view");
+                let order: Vec<usize> = (0..shape.len()).rev().collect();
+                views.extend([(start, whole), (start, whole.permute(&order)?)]);
+                for (dim, &size) in shape.iter().enumerate() {
+                    for (first, length) in [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2), (4, 2)] {
+                        if first + length <= size {
+                            views.push((start, whole.narrow(dim, first, length)?));
+                        }
+                    }
+                }
+            }
+        }
+        let elements = |view: &Layout| (0..view.len()).map(|i| view.offset_of(i)).collect::<Vec<usize>>();
+        let places: Vec<Vec<usize>> = views.iter().map(|(_, view)| elements(view)).collect();
+        for ((start, a), x) in views.iter().zip(&places) {
+            for ((other, b), y) in views.iter().zip(&places) {
+                let (share, meet) = (x.iter().any(|place| y.contains(place)), ranges_meet(a, b));
+                assert!(meet || !share, "{a:?} and {b:?} share an element");
+                // Columns are counted from a multiple of the pitch.
+                let columns = |view: &Layout| view.strides() == [6, 1] && view.shape()[0] == 4 && view.shape()[1] > 1;
+                assert!(
+                    meet == share || start != other || start % 6 != 0 || !columns(a) || !columns(b),
+                    "{a:?} and {b:?} share none"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_output_overlaps_nothing_but_an_input_of_the_same_layout() -> Result<()> {
+        let device = crate::Device::cpu_with_threads(1)?;
+        let x = Tensor::zeros(&[4, 4], DType::F32, &device)?;
+        let (upper, lower, turned) = (x.narrow(0, 0, 2)?, x.narrow(0, 2, 2)?, x.t()?);
+        let refused = |inputs: &[&Tensor], outputs: &[&Tensor]| {
+            matches!(Access::new("test", inputs, outputs).err(), Some(Error::Overlap { op: "test" }))
+        };
+        assert!(refused(&[&turned], &[&x]) && refused(&[&upper], &[&x]) && refused(&[], &[&x, &upper]));
+        assert!(refused(&[], &[&x, &x]), "two outputs in one place");
+        assert!(!refused(&[&x], &[&x]) && !refused(&[&upper], &[&lower]) && !refused(&[], &[&upper, &lower]));
+        assert!(!refused(&[&x, &turned], &[]), "inputs may overlap");
+        Ok(())
+    }
 }

@@ -162,3 +162,54 @@ impl CpuMemory {
         self.block.as_ref().map_or(std::ptr::null_mut(), Block::pointer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freed_block_serves_the_next_request_of_its_class() -> Result<()> {
+        let arena = Arc::<Arena>::default();
+        let (first, other) = (arena.allocate(1000, "cpu")?, arena.allocate(5000, "cpu")?);
+        assert_eq!((arena.held(), arena.peak()), (1024 + 5120, 1024 + 5120));
+        let place = first.pointer();
+        drop((first, other));
+        assert_eq!((arena.held(), arena.peak()), (0, 1024 + 5120));
+        let again = arena.allocate(900, "cpu")?;
+        assert_eq!((again.pointer(), arena.held(), arena.peak()), (place, 1024, 1024 + 5120));
+        let sibling = again.sibling(900)?;
+        assert!(sibling.pointer() != place && arena.held() == 2048);
+        Ok(())
+    }
+
+    #[test]
+    fn a_class_is_whole_cache_lines_and_little_more_than_what_is_asked_for() {
+        for bytes in (0..5000).chain([1 << 20, (1 << 20) + 1, 10_000_000, 3 << 30]) {
+            let class = size_class(bytes);
+            assert!(class >= bytes.max(1) && class.is_multiple_of(ALIGNMENT), "{class} for {bytes}");
+            assert!(class - bytes <= (bytes / 4).max(ALIGNMENT), "{class} for {bytes}");
+        }
+        assert_eq!([1024, 1 << 20, 3 << 20].map(size_class), [1024, 1 << 20, 3 << 20]);
+    }
+
+    #[test]
+    fn blocks_are_zero_and_aligned_and_large_ones_fill_huge_pages() {
+        assert!(Block::zeroed(0).is_none());
+        for (bytes, alignment) in [(1, ALIGNMENT), (3 * ALIGNMENT, ALIGNMENT), (2 * HUGE, HUGE), (2 * HUGE + 1, HUGE)] {
+            let block = Block::zeroed(bytes).expect("memory");
+            assert_eq!((block.bytes(), block.pointer() as usize % alignment), (bytes, 0));
+            // SAFETY: the block has so many initialised bytes, and nobody writes them.
+            let values = unsafe { std::slice::from_raw_parts(block.pointer(), bytes) };
+            assert!(values.iter().step_by(if cfg!(miri) { 4093 } else { 1 }).all(|byte| *byte == 0));
+        }
+    }
+
+    #[test]
+    fn more_than_any_memory_is_an_error_that_says_how_much() {
+        let arena = Arc::<Arena>::default();
+        for bytes in [usize::MAX, isize::MAX as usize / 2 + 1] {
+            let message = arena.allocate(bytes, "a device").err().expect("too much").to_string();
+            assert!(message.contains("a device") && arena.held() == 0, "{message}");
+        }
+    }
+}

@@ -8,7 +8,8 @@ impl AdamW<'_> {
     /// Runs the update; see [`Backend::adamw`](crate::Backend::adamw) for the formula.
     ///
     /// # Errors
-    /// Buffers of unequal length or dtype, or not flat and contiguous; scalars that are not 0-d; betas outside [0, 1).
+    /// Buffers of unequal length or dtype, or not flat and contiguous, or two of them in one place; scalars that are not 0-d; betas
+    /// outside [0, 1).
     pub fn run(self) -> Result<()> {
         let op = "adamw";
         let flat = [self.parameters, self.gradients, self.first_moment, self.second_moment];
@@ -22,6 +23,13 @@ impl AdamW<'_> {
             if !t.is_contiguous() {
                 return Err(Error::shape(op, format!("contiguous buffers expected, got {:?}", t.layout())));
             }
+        }
+        // Backends admit an output in the place of an input, as in an op that works in place; here that is a mistake.
+        let gradients = self.gradients;
+        let in_its_place =
+            |t: &Tensor| std::ptr::eq(&**t.buffer(), &**gradients.buffer()) && t.layout() == gradients.layout();
+        if [self.parameters, self.first_moment, self.second_moment].into_iter().any(in_its_place) {
+            return Err(Error::Overlap { op });
         }
         for (what, t) in
             [("the learning rate", self.learning_rate), ("the clip factor", self.clip), ("the step", self.step)]

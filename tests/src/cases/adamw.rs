@@ -63,5 +63,7 @@ fn case(n: usize, decay_len: usize) -> Direct {
 }
 
 pub(super) fn direct() -> Vec<Direct> {
-    [(1, 0), (1, 1), (0, 0), (17, 17), (1000, 300), (1000, 0), (100_003, 64)].map(|(n, decay)| case(n, decay)).into()
+    [(1, 0), (1, 1), (0, 0), (17, 17), (1000, 300), (1000, 0), (100_003, 70_001)]
+        .map(|(n, decay)| case(n, decay))
+        .into()
 }

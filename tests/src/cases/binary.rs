@@ -56,9 +56,10 @@ pub(super) fn cases() -> Vec<Case> {
     cases
 }
 
-/// Ten thousand elements, one factor broadcast along the rows.
+/// Ten thousand elements, with a factor of as many and with one that is broadcast along the rows.
 pub(super) fn large() -> Vec<Case> {
-    ALL.into_iter().map(|(op, run)| case(op, &[100, 100], &[100], run)).collect()
+    let sizes = [&[100, 100][..], &[100]];
+    ALL.into_iter().flat_map(|(op, run)| sizes.map(|b| case(op, &[100, 100], b, run))).collect()
 }
 
 /// `op` of two arrays with a NaN on either side, written or added to what is there.

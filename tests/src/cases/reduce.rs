@@ -88,7 +88,7 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 pub(super) fn large() -> Vec<Case> {
-    vec![sum(&[100, 100], &[0]), mean(&[100, 100], &[1]), sum_all(&[100, 100])]
+    vec![sum(&[100, 100], &[0]), mean(&[100, 100], &[1]), sum_all(&[100, 100]), sum_all(&[2, 70_001])]
 }
 
 /// A maximum over `dims`, with a NaN among the elements if `nan`.
