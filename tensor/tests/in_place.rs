@@ -1,0 +1,99 @@
+//! Where the contract lets an output stand in the place of an input, the results are those of an output of its own, to the bit.
+
+use patchgpt_tensor::{Backend, Binary, DType, Destination, Device, Distribution, Result, Tensor, Unary};
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F64, DType::BF16];
+
+fn random(shape: &[usize], seed: u64, dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::random(shape, Distribution::Normal { mean: 0.3, std: 1.0 }, seed, 0, DType::F64, device)?.cast(dtype)
+}
+
+/// `run(backend, out, x)` with an `out` of its own, filled as x is, and with x itself.
+fn check(what: &str, x: &Tensor, run: impl Fn(&dyn Backend, &Tensor, &Tensor) -> Result<()>) -> Result<()> {
+    let backend = x.device().backend();
+    let (apart, place) = (x.copy()?, x.copy()?);
+    run(backend, &apart, &x.copy()?)?;
+    run(backend, &place, &place)?;
+    let bits = |tensor: &Tensor| Ok(tensor.to_f64_vec()?.into_iter().map(f64::to_bits).collect::<Vec<u64>>());
+    assert_eq!(bits(&place)?, bits(&apart)?, "{what}, {}", x.dtype());
+    assert_ne!(bits(&place)?, bits(x)?, "{what}, {}: nothing was computed", x.dtype());
+    Ok(())
+}
+
+#[test]
+fn element_wise() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    for dtype in DTYPES {
+        for shape in [&[7][..], &[3, 50], &[300, 40]] {
+            let (x, other) = (random(shape, 1, dtype, &device)?, random(shape, 2, dtype, &device)?);
+            for op in [Unary::Neg, Unary::Exp, Unary::Tanh, Unary::Square, Unary::Affine { mul: 2.0, add: 0.5 }] {
+                check(&format!("{op:?}"), &x, |on, out, x| on.unary(out, op, x))?;
+            }
+            for op in [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min] {
+                check(&format!("{op:?}, left"), &x, |on, out, x| on.binary(Destination::write(out), op, x, &other))?;
+                check(&format!("{op:?}, right"), &x, |on, out, x| on.binary(Destination::write(out), op, &other, x))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rotations() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    for dtype in DTYPES {
+        for shape in [[1, 5, 1, 2], [2, 9, 3, 24], [2, 40, 4, 64]] {
+            let x = random(&shape, 1, dtype, &device)?;
+            let (cos, sin) = Tensor::rope_table(1, shape[1], shape[3], 100.0, dtype, &device)?;
+            for inverse in [false, true] {
+                check("rope", &x, |on, out, x| on.rope(out, x, &cos, &sin, inverse))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn backward_of_norms() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    for dtype in DTYPES {
+        for [rows, width] in [[1, 3], [70, 33], [130, 64]] {
+            let (x, weight) = (random(&[rows, width], 1, dtype, &device)?, random(&[width], 2, dtype, &device)?);
+            let d_out = random(&[rows, width], 3, dtype, &device)?;
+            let rstd = x.rms_norm(&weight, 1e-5)?.rstd;
+            check("rms_norm", &d_out, |on, out, d_out| {
+                on.rms_norm_backward(Some(Destination::write(out)), None, d_out, &x, &weight, &rstd)
+            })?;
+            let saved = x.layer_norm(&weight, &weight, 1e-5)?;
+            check("layer_norm", &d_out, |on, out, d_out| {
+                let to = Some(Destination::write(out));
+                on.layer_norm_backward(to, None, None, d_out, &x, &weight, &saved.mean, &saved.rstd)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn gradients_of_logits() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    for dtype in DTYPES {
+        for [rows, vocabulary] in [[1, 5], [9, 67], [40, 300]] {
+            let logits = random(&[rows, vocabulary], 1, dtype, &device)?;
+            let wide = dtype.accumulator();
+            let (weights, d_losses) = (random(&[2], 2, wide, &device)?, random(&[rows], 3, wide, &device)?);
+            let ids: Vec<i32> =
+                (0..2 * rows as i32).map(|i| if i % 7 == 6 { -100 } else { i * 5 % vocabulary as i32 }).collect();
+            let targets = Tensor::from_slice(&ids, &[rows, 2], &device)?;
+            let (losses, lse) = (Tensor::zeros(&[rows], wide, &device)?, Tensor::zeros(&[rows], wide, &device)?);
+            device.backend().cross_entropy(&losses, &lse, &logits, &targets, &weights)?;
+            for accumulate in [false, true] {
+                check(&format!("cross_entropy, added: {accumulate}"), &logits, |on, tensor, logits| {
+                    let to = Destination { tensor, accumulate };
+                    on.cross_entropy_backward(to, &d_losses, logits, &lse, &targets, &weights)
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
