@@ -85,7 +85,8 @@ impl Kept {
 /// use patchgpt_autograd::{Var, recompute_cheap};
 /// use patchgpt_tensor::{DType, Device, Tensor};
 /// # fn main() -> patchgpt_autograd::Result<()> {
-/// let ones = |shape: &[usize]| Ok::<_, patchgpt_autograd::Error>(Var::parameter(Tensor::full(shape, 1.0, DType::F32, &Device::cpu()?)?));
+/// let device = Device::cpu()?;
+/// let ones = |shape: &[usize]| Tensor::full(shape, 1.0, DType::F32, &device).map(Var::parameter);
 /// let (x, up, down) = (ones(&[16, 8])?, ones(&[32, 8])?, ones(&[8, 32])?);
 /// // The output of gelu, which `linear` needs for the gradient of `down`, is freed until then.
 /// let y = recompute_cheap(|| x.linear(&up, None)?.gelu()?.linear(&down, None))?;
