@@ -90,4 +90,20 @@ mod tests {
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
     }
+
+    #[test]
+    fn uniform_f32_is_the_f64_rounded_and_stays_below_its_end() {
+        let device = crate::Device::cpu_with_threads(1).expect("a device");
+        let random = |high: f64, dtype| {
+            let uniform = Distribution::Uniform { low: 1.0, high };
+            Tensor::random(&[1000], uniform, 5, 0, dtype, &device).expect("numbers").to_f64_vec().expect("numbers")
+        };
+        for (narrow, wide) in random(2.0, DType::F32).into_iter().zip(random(2.0, DType::F64)) {
+            assert_eq!(narrow, f64::from(wide as f32));
+        }
+        // Between 1 and the next number: what rounds up to the end becomes the number below it.
+        let end = 1.0 + f64::from(f32::EPSILON);
+        assert!(random(end, DType::F64).iter().any(|&x| f64::from(x as f32) == end));
+        assert!(random(end, DType::F32).iter().all(|&x| x == 1.0));
+    }
 }
