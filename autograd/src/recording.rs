@@ -1,6 +1,7 @@
 //! Whether ops record themselves: a state of the thread.
 
 use std::cell::{Cell, RefCell};
+use std::thread::LocalKey;
 
 use crate::function::SavedTensor;
 
@@ -21,23 +22,13 @@ thread_local! {
     static PARAMETERS: RefCell<Vec<SavedTensor>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Sets the state back, also when a panic unwinds.
-struct Restore(Recording);
-
-impl Drop for Restore {
-    fn drop(&mut self) {
-        STATE.set(self.0);
-    }
-}
-
 pub(crate) fn state() -> Recording {
     STATE.get()
 }
 
 /// Runs `f` in another state.
 pub(crate) fn with_state<R>(state: Recording, f: impl FnOnce() -> R) -> R {
-    let _restore = Restore(STATE.replace(state));
-    f()
+    with(&STATE, state, f)
 }
 
 /// Whether outputs of cheap ops are made again instead of kept.
@@ -47,13 +38,18 @@ pub(crate) fn is_remaking() -> bool {
 
 /// Runs `f` while they are.
 pub(crate) fn remaking<R>(f: impl FnOnce() -> R) -> R {
-    struct Back(bool);
-    impl Drop for Back {
+    with(&REMAKING, true, f)
+}
+
+/// Runs `f` while `cell` holds `value`, and sets it back, also when a panic unwinds.
+fn with<T: Copy + 'static, R>(cell: &'static LocalKey<Cell<T>>, value: T, f: impl FnOnce() -> R) -> R {
+    struct Restore<T: Copy + 'static>(&'static LocalKey<Cell<T>>, T);
+    impl<T: Copy> Drop for Restore<T> {
         fn drop(&mut self) {
-            REMAKING.set(self.0);
+            self.0.set(self.1);
         }
     }
-    let _back = Back(REMAKING.replace(true));
+    let _restore = Restore(cell, cell.replace(value));
     f()
 }
 

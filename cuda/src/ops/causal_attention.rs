@@ -40,15 +40,18 @@ pub(crate) struct Variant {
 /// The implementations. The first that takes a problem computes it, unless one is chosen by name.
 const VARIANTS: [Variant; 3] = [sm90::VARIANT, sm80::VARIANT, portable::VARIANT];
 
-/// The names, for [`Cuda::with_kernel`].
-pub(crate) const FAMILY: Family = Family {
-    name: "attention",
-    variants: &[
-        (sm90::VARIANT.name, sm90::VARIANT.about),
-        (sm80::VARIANT.name, sm80::VARIANT.about),
-        (portable::VARIANT.name, portable::VARIANT.about),
-    ],
+const NAMES: [(&str, &str); VARIANTS.len()] = {
+    let mut names = [("", ""); VARIANTS.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = (VARIANTS[i].name, VARIANTS[i].about);
+        i += 1;
+    }
+    names
 };
+
+/// The names, for [`Cuda::with_kernel`].
+pub(crate) const FAMILY: Family = Family { name: "attention", variants: &NAMES };
 
 /// What one launch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,10 @@ enum Pass {
     Forward,
     DQ,
     DKv,
+}
+
+impl Pass {
+    const ALL: [Pass; 3] = [Pass::Forward, Pass::DQ, Pass::DKv];
 }
 
 /// Rows that a block owns, and rows of the other side that it visits at a time.
@@ -112,6 +119,11 @@ impl Kernel {
 /// Specialisations that tests and benches use.
 pub(crate) fn specialisations() -> Vec<Specialisation> {
     VARIANTS.iter().flat_map(|variant| (variant.specialisations)()).collect()
+}
+
+/// Those of a variant that has a kernel for every pass and every row of its tiles.
+fn specialisations_of(tiles: &[Tiles], kernel: fn(Pass, &Tiles) -> Kernel) -> Vec<Specialisation> {
+    Pass::ALL.iter().flat_map(|&pass| tiles.iter().map(move |tiles| kernel(pass, tiles).specialisation)).collect()
 }
 
 /// The tensors of both directions: q, out [B, T, H, D]; k, v [B, S, G, D]; lse [B, H, T].

@@ -3,7 +3,10 @@
 
 use patchgpt_tensor::{DType, Result};
 
-use super::{Gradients, Kernel, Pass, Problem, Tile, Tiles, Variant, launch_backward, launch_forward, tile, tiles};
+use super::{
+    Gradients, Kernel, Pass, Problem, Tile, Tiles, Variant, launch_backward, launch_forward, specialisations_of, tile,
+    tiles,
+};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
@@ -72,8 +75,7 @@ fn backward(cuda: &Cuda, problem: &Problem, gradients: &Gradients) -> Result<()>
 }
 
 fn specialisations() -> Vec<Specialisation> {
-    let passes = [Pass::Forward, Pass::DQ, Pass::DKv];
-    passes.iter().flat_map(|&pass| TILES.iter().map(move |tiles| kernel(pass, tiles).specialisation)).collect()
+    specialisations_of(&TILES, kernel)
 }
 
 #[cfg(test)]
@@ -82,7 +84,7 @@ mod tests {
 
     #[test]
     fn tiles_fit_in_the_shared_memory_of_every_architecture() {
-        for pass in [Pass::Forward, Pass::DQ, Pass::DKv] {
+        for pass in Pass::ALL {
             for tiles in &TILES {
                 // 8.6, 8.9 and 12.0 have the least.
                 assert!(kernel(pass, tiles).shared <= 99 << 10, "head size {}", tiles.head);

@@ -6,7 +6,7 @@
 
 use patchgpt_tensor::{DType, Result, Tensor};
 
-use super::{Attention, Gradients, Kernel, Pass, Problem, Tile, Tiles, Variant, tile, tiles};
+use super::{Attention, Gradients, Kernel, Pass, Problem, Tile, Tiles, Variant, specialisations_of, tile, tiles};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 use crate::tensor_map::TensorMap;
@@ -148,8 +148,7 @@ fn backward(cuda: &Cuda, problem: &Problem, gradients: &Gradients) -> Result<()>
 }
 
 fn specialisations() -> Vec<Specialisation> {
-    let passes = [Pass::Forward, Pass::DQ, Pass::DKv];
-    passes.iter().flat_map(|&pass| TILES.iter().map(move |tiles| kernel(pass, tiles).specialisation)).collect()
+    specialisations_of(&TILES, kernel)
 }
 
 #[cfg(test)]
@@ -159,7 +158,7 @@ mod tests {
     #[test]
     fn tiles_fit_in_shared_memory_and_registers() {
         for tiles in &TILES {
-            for pass in [Pass::Forward, Pass::DQ, Pass::DKv] {
+            for pass in Pass::ALL {
                 let Tile { own, visit } = tiles.of(pass);
                 assert!(kernel(pass, tiles).shared <= 227 << 10, "head size {}", tiles.head);
                 assert!(
