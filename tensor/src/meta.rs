@@ -54,7 +54,12 @@ pub struct MemoryModel {
 impl MemoryModel {
     /// The CPU's.
     pub fn cpu() -> MemoryModel {
-        MemoryModel { allocation: crate::cpu::size_class, logits: HOST_LOGITS, widens_head: true, constant: 0 }
+        MemoryModel {
+            allocation: crate::cpu::size_class,
+            logits: HOST_LOGITS,
+            widens_head: crate::cpu::widens_head(),
+            constant: 0,
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 //! The loops are those of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008): b is packed once, in
 //! panels as wide as a register tile, by all threads; a task then packs rows of a and runs them past the panels, [`DEPTH`] values of k
 //! at a time. Where a has few rows, which use each value of b only a few times, every task packs its own panels of b just before it uses them. bf16 is widened
-//! while it is packed; a bf16 output is summed in f32 and rounded once. The work is cut by shape alone and sums over k keep
-//! their order, so the bits do not depend on the number of threads.
+//! while it is packed, unless the processor multiplies it as it is: then panels hold pairs of neighbours along k. A bf16 output is summed in f32 and rounded
+//! once. The work is cut by shape alone and sums over k keep their order, so the bits do not depend on the number of threads.
 
 mod few;
 mod kernel;
@@ -24,7 +24,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Most values of k in a packed panel: a panel of a this deep, and one of b, stay in the first-level cache.
+/// Most cells along k of a packed panel: a panel of a this deep, and one of b, stay in the first-level cache.
 const DEPTH: usize = 384;
 
 /// The first value of a matrix, and the type in which all of them are stored.
@@ -123,6 +123,33 @@ impl<F: Float> Matrix<F> {
     }
 }
 
+/// What a packed panel holds at a place along k.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cells {
+    /// A value.
+    Values,
+    /// Two values in bf16, the first in the lower half of an f32; after the last of an odd number comes a zero.
+    Pairs,
+}
+
+impl Cells {
+    /// Those of a product of matrices stored like `a` and `b`.
+    fn of<F>(path: Path, a: &Matrix<F>, b: &Matrix<F>) -> Cells {
+        match (&a.values, &b.values) {
+            (Values::Bf16(_), Values::Bf16(_)) if path.multiplies_bf16() => Cells::Pairs,
+            _ => Cells::Values,
+        }
+    }
+
+    /// Values of a cell.
+    fn values(self) -> usize {
+        match self {
+            Cells::Values => 1,
+            Cells::Pairs => 2,
+        }
+    }
+}
+
 /// A product: `out`, `a` and `b`.
 pub(crate) type Product<F> = (Matrix<F>, Matrix<F>, Matrix<F>);
 
@@ -140,25 +167,27 @@ pub(crate) unsafe fn gemm_batched<F: Float>(
     alpha: F,
     accumulate: bool,
 ) {
+    if batch == 0 {
+        return;
+    }
+    let (_, a, b) = item(0);
     // SAFETY: the caller's promise; the path is this processor's.
-    unsafe { gemm_on(path(), pool, batch, item, alpha, accumulate) };
+    unsafe { gemm_on(path(), Cells::of(path(), &a, &b), pool, batch, item, alpha, accumulate) };
 }
 
-/// [`gemm_batched`] with the instructions of `path`, which this processor must have.
+/// [`gemm_batched`] with the instructions of `path`, which this processor must have, and panels of `cells`: pairs only of bf16. At least one product.
 ///
 /// # Safety
 /// As there.
 unsafe fn gemm_on<F: Float>(
     path: Path,
+    cells: Cells,
     pool: &Pool,
     batch: usize,
     item: impl Fn(usize) -> Product<F> + Sync,
     alpha: F,
     accumulate: bool,
 ) {
-    if batch == 0 {
-        return;
-    }
     // Tiles are written row by row: an output whose columns are contiguous is the transpose of one whose rows are; and one with few
     // columns of one with few rows.
     let Matrix { rows, cols, row_stride, col_stride, .. } = item(0).0;
@@ -182,8 +211,8 @@ unsafe fn gemm_on<F: Float>(
         return;
     }
     let narrow = matches!(out.values, Values::Bf16(_));
-    let work =
-        Gemm { path, plan: Plan::new::<F>(path, batch, [out.rows, out.cols, a.cols], narrow), item, alpha, accumulate };
+    let plan = Plan::new::<F>(path, batch, [out.rows, out.cols, a.cols.div_ceil(cells.values())], narrow);
+    let work = Gemm { path, cells, plan, item, alpha, accumulate };
     if a.cols == 0 {
         // SAFETY: the caller's promise.
         unsafe { work.nothing(batch) };
@@ -236,6 +265,7 @@ impl Part {
 /// A batch of products under way.
 struct Gemm<F, I> {
     path: Path,
+    cells: Cells,
     plan: Plan,
     item: I,
     alpha: F,
@@ -261,12 +291,18 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         }
     }
 
+    /// The values of some cells, of `k` in all.
+    fn values(&self, cells: &Range<usize>, k: usize) -> Range<usize> {
+        cells.start * self.cells.values()..k.min(cells.end * self.cells.values())
+    }
+
     /// Products with a few rows.
     ///
     /// # Safety
     /// As [`gemm_batched`].
     unsafe fn few_rows(&self, pool: &Pool, batch: usize) {
-        let Plan { m, n, k, .. } = self.plan;
+        let Plan { m, n, .. } = self.plan;
+        let k = (self.item)(0).1.cols;
         let (across, cols) = blocks(n.div_ceil(few::UNIT), k * few::UNIT);
         let cols = cols * few::UNIT;
         pool.run(batch * across, |task| {
@@ -308,10 +344,11 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                 return; // the last block has fewer values
             }
             let b = (self.item)(part.items.start + index).2;
-            let (rows, cols) = (k_step.min(k.len() - at), col_step.min(part.columns.len() - col));
-            let b = b.block(k.start + at, part.columns.start + col, rows, cols);
+            let values = self.values(&(k.start + at..k.end.min(k.start + at + k_step)), b.rows);
+            let cols = col_step.min(part.columns.len() - col);
+            let b = b.block(values.start, part.columns.start + col, values.len(), cols);
             let to = packed.0.wrapping_add(part.panels(plan, index, &k, col));
-            on_tile(self.path, PackRight { to, depth: k.len(), at, b });
+            on_tile(self.path, PackRight { to, cells: self.cells, depth: k.len(), at, b });
         });
     }
 
@@ -327,8 +364,8 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                 (task / (down * across), task / across % down * plan.rows, task % across * plan.cols);
             let (rows, cols) = (plan.rows.min(plan.m - row), plan.cols.min(part.columns.len() - col));
             let (out, a, b) = (self.item)(part.items.start + index);
-            let (out, a) = (out.block(row, part.columns.start + col, rows, cols), a.block(row, 0, rows, plan.k));
-            let b = b.block(0, part.columns.start + col, plan.k, cols);
+            let (out, a) = (out.block(row, part.columns.start + col, rows, cols), a.block(row, 0, rows, a.cols));
+            let b = b.block(0, part.columns.start + col, b.rows, cols);
             let packed = packed.map(|packed| move |k: &Range<usize>| &packed[part.panels(plan, index, k, col)..]);
             // SAFETY: the caller's promise, for a part of the output that no other task has.
             unsafe { self.task(out, a, b, part.ks.clone(), packed) };
@@ -365,21 +402,25 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         };
         for block in ks {
             let k = plan.block(block);
-            let form = on_tile(self.path, PackLeft { to: left, a: a.block(0, k.start, a.rows, k.len()) });
+            let values = self.values(&k, a.cols);
+            let left_block = a.block(0, values.start, a.rows, values.len());
+            let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: left_block });
             let accumulate = k.start > 0 || (self.accumulate && !narrow);
             for col in (0..out.cols).step_by(run) {
                 let cols = run.min(out.cols - col);
                 let panels = match &packed {
                     Some(packed) => packed(&k),
                     None => {
-                        let b = b.block(k.start, col, k.len(), cols);
-                        on_tile(self.path, PackRight { to: right.as_mut_ptr(), depth: k.len(), at: 0, b });
+                        let b = b.block(values.start, col, values.len(), cols);
+                        let to = right.as_mut_ptr();
+                        on_tile(self.path, PackRight { to, cells: self.cells, depth: k.len(), at: 0, b });
                         &*right
                     }
                 };
                 let out = wide.block(0, col, out.rows, cols);
-                let (right, depth) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], k.len());
-                on_tile(self.path, Panels { out, left, form, right, depth, alpha: self.alpha, accumulate });
+                let (right, cells) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], self.cells);
+                Panels { out, left, form, right, cells, depth: k.len(), alpha: self.alpha, accumulate }
+                    .multiply(self.path);
             }
         }
         if narrow {

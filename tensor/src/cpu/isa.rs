@@ -1,9 +1,9 @@
-//! Instruction paths of the CPU backend: portable, AVX2 + FMA, AVX-512; chosen once, at run time.
+//! Instruction paths of the CPU backend: portable, AVX2 + FMA, AVX-512 without and with products of bf16; chosen once, at run time.
 //! A kernel is written once as an `#[inline(always)]` body generic over [`Isa`]; [`dispatch`] calls it inside a
 //! function compiled for the path's instructions, where the compiler vectorises its loops. Dispatch per row or
 //! block of work, never per element. Only what is inlined into that function gets the path's instructions: a closure
 //! handed to a function that stays a call (a thread-local's `with`, a pool's `run`) is compiled for the baseline,
-//! where an FMA is a slow library call; dispatch inside it instead. `PATCHGPT_CPU=portable|avx2|avx512` forces a path.
+//! where an FMA is a slow library call; dispatch inside it instead. `PATCHGPT_CPU=portable|avx2|avx512|avx512bf16` forces a path.
 
 use std::sync::OnceLock;
 
@@ -19,11 +19,13 @@ pub(crate) enum Path {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// The same and AVX512_BF16, which matrix products of bf16 take; all other kernels are those of [`Path::Avx512`].
+    Avx512Bf16,
 }
 
 impl Path {
     /// All paths, slowest first.
-    pub(crate) const ALL: [Path; 3] = [Path::Portable, Path::Avx2, Path::Avx512];
+    pub(crate) const ALL: [Path; 4] = [Path::Portable, Path::Avx2, Path::Avx512, Path::Avx512Bf16];
 
     /// The name `PATCHGPT_CPU` takes.
     pub(crate) fn name(self) -> &'static str {
@@ -31,7 +33,13 @@ impl Path {
             Path::Portable => "portable",
             Path::Avx2 => "avx2",
             Path::Avx512 => "avx512",
+            Path::Avx512Bf16 => "avx512bf16",
         }
+    }
+
+    /// Whether the path has products of bf16, so that nothing is gained by widening matrices.
+    pub(crate) fn multiplies_bf16(self) -> bool {
+        self == Path::Avx512Bf16
     }
 
     /// Whether this processor has the path's instructions.
@@ -47,6 +55,7 @@ impl Path {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            Path::Avx512Bf16 => Path::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
@@ -68,7 +77,7 @@ fn choose(request: Option<&str>) -> Result<Path, String> {
     };
     let Some(path) = Path::ALL.into_iter().find(|path| path.name() == request) else {
         return Err(format!(
-            "{VARIABLE}={request} is not an instruction path; use portable, avx2 or avx512, or unset it"
+            "{VARIABLE}={request} is not an instruction path; use portable, avx2, avx512 or avx512bf16, or unset it"
         ));
     };
     if path.is_available() {
@@ -109,6 +118,27 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     fn fma_f32(a: f32, b: f32, c: f32) -> f32;
     /// `a * b + c`, rounded once where the path has the instruction.
     fn fma_f64(a: f64, b: f64, c: f64) -> f64;
+
+    /// `sum += a * b` for each of `sums` and its `b`, in registers where both are whole vectors of a length known when this is compiled: left to
+    /// themselves, compilers vectorise a tile of such rows on some paths and not on others.
+    #[inline(always)]
+    fn axpy_f32(a: f32, b: &[f32], sums: &mut [f32]) {
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = Self::fma_f32(a, *b, *sum);
+        }
+    }
+
+    /// `sum += a.0 * b.0 + a.1 * b.1` for each of `sums` and its `b`, both products added one after the other; in a pair of bf16 the first is
+    /// the lower half. AVX512_BF16 takes subnormal numbers for zeros.
+    #[inline(always)]
+    fn dot_pairs(a: u32, b: &[u32], sums: &mut [f32]) {
+        let halves = |pair: u32| [f32::from_bits(pair << 16), f32::from_bits(pair & 0xFFFF_0000)];
+        let a = halves(a);
+        for (sum, b) in sums.iter_mut().zip(b) {
+            let b = halves(*b);
+            *sum = Self::fma_f32(a[0], b[0], Self::fma_f32(a[1], b[1], *sum));
+        }
+    }
 }
 
 /// Token of [`Path::Portable`].
@@ -120,7 +150,7 @@ pub(crate) struct Portable(());
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Token of [`Path::Avx512`].
+/// Token of [`Path::Avx512`], and of [`Path::Avx512Bf16`] where nothing multiplies bf16.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
@@ -140,9 +170,28 @@ impl Isa for Portable {
     }
 }
 
+/// `Isa::axpy_f32` of vectors of so many lanes: broadcast, load, multiply and add, store.
+#[cfg(target_arch = "x86_64")]
+macro_rules! axpy_f32 {
+    ($lanes:literal, $set:ident, $load:ident, $fma:ident, $store:ident) => {
+        #[inline(always)]
+        fn axpy_f32(a: f32, b: &[f32], sums: &mut [f32]) {
+            use std::arch::x86_64::{$fma, $load, $set, $store};
+            let ((sums, rest), (b, _)) = (sums.as_chunks_mut::<$lanes>(), b.as_chunks::<$lanes>());
+            assert!(rest.is_empty(), "tiles of this path are whole vectors");
+            for (sums, b) in sums.iter_mut().zip(b) {
+                // SAFETY: the token exists only where the path's instructions do; both sides are whole vectors.
+                unsafe { $store(sums.as_mut_ptr(), $fma($set(a), $load(b.as_ptr()), $load(sums.as_ptr()))) };
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx2 {
     const LANES: usize = 8;
+
+    axpy_f32!(8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
 
     #[inline(always)]
     fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
@@ -159,6 +208,8 @@ impl Isa for Avx2 {
 impl Isa for Avx512 {
     const LANES: usize = 16;
 
+    axpy_f32!(16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
+
     #[inline(always)]
     fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
@@ -167,6 +218,45 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
         a.mul_add(b, c)
+    }
+}
+
+/// Token of [`Path::Avx512Bf16`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(());
+
+#[cfg(target_arch = "x86_64")]
+impl Isa for Avx512Bf16 {
+    const LANES: usize = Avx512::LANES;
+
+    #[inline(always)]
+    fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
+        Avx512::fma_f32(a, b, c)
+    }
+
+    #[inline(always)]
+    fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
+        Avx512::fma_f64(a, b, c)
+    }
+
+    #[inline(always)]
+    fn dot_pairs(a: u32, b: &[u32], sums: &mut [f32]) {
+        use std::arch::x86_64::{
+            __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_storeu_ps,
+        };
+        use std::mem::transmute;
+        let ((sums, rest), (b, _)) = (sums.as_chunks_mut::<16>(), b.as_chunks::<16>());
+        assert!(rest.is_empty(), "tiles of this path are whole vectors");
+        for (sums, b) in sums.iter_mut().zip(b) {
+            // SAFETY: the token exists only where the path's instructions do; vectors are 16 values, of whatever bits.
+            unsafe {
+                let a = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(a.cast_signed()));
+                let b = transmute::<[u32; 16], __m512bh>(*b);
+                let sum = _mm512_dpbf16_ps(_mm512_loadu_ps(sums.as_ptr()), a, b);
+                _mm512_storeu_ps(sums.as_mut_ptr(), sum);
+            }
+        }
     }
 }
 
@@ -190,13 +280,19 @@ fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512(()))
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,avx2")]
+fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Avx512Bf16(()))
+}
+
 /// Runs `kernel` on the path of this process.
 #[inline]
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     match path() {
         // SAFETY: `path` names only paths that `is_available` confirmed for this processor.
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => unsafe { run_avx512(kernel) },
+        Path::Avx512 | Path::Avx512Bf16 => unsafe { run_avx512(kernel) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => unsafe { run_avx2(kernel) },
@@ -211,12 +307,24 @@ pub(crate) fn dispatch_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     match path {
         // SAFETY: the assertion above.
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => unsafe { run_avx512(kernel) },
+        Path::Avx512 | Path::Avx512Bf16 => unsafe { run_avx512(kernel) },
         // SAFETY: the assertion above.
         #[cfg(target_arch = "x86_64")]
         Path::Avx2 => unsafe { run_avx2(kernel) },
         _ => kernel.run(Portable(())),
     }
+}
+
+/// [`dispatch_on`] for a kernel with products of bf16, for which [`Path::Avx512Bf16`] has instructions of its own.
+#[inline]
+pub(crate) fn dispatch_bf16_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if path == Path::Avx512Bf16 {
+        assert!(path.is_available(), "path {} is not available here", path.name());
+        // SAFETY: the assertion above.
+        return unsafe { run_avx512_bf16(kernel) };
+    }
+    dispatch_on(path, kernel)
 }
 
 /// The paths of this processor, for tests that run on each.
@@ -258,7 +366,11 @@ mod tests {
             }
         }
         for path in available() {
-            let lanes = 4 << Path::ALL.iter().position(|p| *p == path).expect("one of all");
+            let lanes = match path {
+                Path::Portable => 4,
+                Path::Avx2 => 8,
+                Path::Avx512 | Path::Avx512Bf16 => 16,
+            };
             assert_eq!(dispatch_on(path, Name), (lanes, 22.0, 22.0));
         }
         assert_eq!(dispatch(Name), dispatch_on(path(), Name));

@@ -67,6 +67,8 @@ pub(crate) trait Float:
     fn sqrt(self) -> Self;
     /// `a * b + c`, rounded once where the path has the instruction.
     fn fma<I: Isa>(isa: I, a: Self, b: Self, c: Self) -> Self;
+    /// `sum += a * b` for each of `sums` and its `b`, which are rows of a register tile.
+    fn axpy<I: Isa>(isa: I, a: Self, b: &[Self], sums: &mut [Self]);
     /// The greater; NaN if either is.
     fn max(self, other: Self) -> Self;
 }
@@ -119,6 +121,11 @@ impl Float for f32 {
     #[inline(always)]
     fn fma<I: Isa>(_: I, a: f32, b: f32, c: f32) -> f32 {
         I::fma_f32(a, b, c)
+    }
+
+    #[inline(always)]
+    fn axpy<I: Isa>(_: I, a: f32, b: &[f32], sums: &mut [f32]) {
+        I::axpy_f32(a, b, sums);
     }
 
     #[inline(always)]
@@ -175,6 +182,13 @@ impl Float for f64 {
     #[inline(always)]
     fn fma<I: Isa>(_: I, a: f64, b: f64, c: f64) -> f64 {
         I::fma_f64(a, b, c)
+    }
+
+    #[inline(always)]
+    fn axpy<I: Isa>(_: I, a: f64, b: &[f64], sums: &mut [f64]) {
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = I::fma_f64(a, *b, *sum);
+        }
     }
 
     #[inline(always)]

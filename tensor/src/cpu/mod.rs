@@ -31,11 +31,16 @@ mod vectorized;
 use std::sync::Arc;
 
 use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
-use crate::ops::linear_cross_entropy_on_host;
+use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
 use crate::{DType, Error, Limits, Memory, Result, ScatterIndex, Tensor};
 use memory::Arena;
 pub(crate) use memory::size_class;
 use parallel::Pool;
+
+/// Whether the head and its loss widen bf16.
+pub(crate) fn widens_head() -> bool {
+    !isa::path().multiplies_bf16()
+}
 
 /// The CPU as a device: a pool of threads and an arena of memory.
 pub struct Cpu {
@@ -288,7 +293,10 @@ impl Backend for Cpu {
     }
 
     fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
-        linear_cross_entropy_on_host(self, args)
+        match self.path.multiplies_bf16() {
+            true => linear_cross_entropy_by_chunks(self, HOST_LOGITS, args),
+            false => linear_cross_entropy_on_host(self, args),
+        }
     }
 
     fn adamw(&self, args: AdamW) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! Arithmetic: every thread runs chains `x = x * a + b` in [`CHAINS`] independent vector registers, enough to hide the latency
 //! of two multiply-add units (4 cycles each on the processors at hand); nothing is loaded or stored. bf16 counts
-//! `vdpbf16ps` where the processor has it and the path is AVX-512, else the f32 rate, which its products then run at.
+//! `vdpbf16ps` where the path has it, else the f32 rate, which its products then run at.
 //! Memory: a copy whose source and target together have at least eight times the bytes of the last-level cache.
 //! Both report the fastest of several rounds: a ceiling is what the machine has been seen to do.
 
@@ -62,19 +62,18 @@ fn kernel(dtype: DType) -> (fn(usize), usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use x86::{avx2_f32, avx2_f64, avx512_bf16, avx512_f32, avx512_f64};
-        // SAFETY (of all calls below): `path` names only paths that this processor was found to have, and bf16 is asked for here.
-        let has_bf16 = || is_x86_feature_detected!("avx512bf16");
+        // SAFETY (of all calls below): `path` names only paths that this processor was found to have.
         match (path, dtype) {
             // SAFETY: see above.
             (Path::Avx2, DType::F64) => return (|n| unsafe { avx2_f64(n) }, 2 * 4),
             // SAFETY: see above.
             (Path::Avx2, _) => return (|n| unsafe { avx2_f32(n) }, 2 * 8),
             // SAFETY: see above.
-            (Path::Avx512, DType::F64) => return (|n| unsafe { avx512_f64(n) }, 2 * 8),
+            (Path::Avx512 | Path::Avx512Bf16, DType::F64) => return (|n| unsafe { avx512_f64(n) }, 2 * 8),
             // SAFETY: see above.
-            (Path::Avx512, DType::BF16) if has_bf16() => return (|n| unsafe { avx512_bf16(n) }, 4 * 16),
+            (Path::Avx512Bf16, DType::BF16) => return (|n| unsafe { avx512_bf16(n) }, 4 * 16),
             // SAFETY: see above.
-            (Path::Avx512, _) => return (|n| unsafe { avx512_f32(n) }, 2 * 16),
+            (Path::Avx512 | Path::Avx512Bf16, _) => return (|n| unsafe { avx512_f32(n) }, 2 * 16),
             (Path::Portable, _) => {}
         }
     }

@@ -119,7 +119,7 @@ pub(crate) fn linear_cross_entropy_by_chunks<B: Backend + ?Sized>(
     Ok(())
 }
 
-/// The same where bf16 is computed in f32: its factors are widened once, not for every chunk, and logits stay in f32.
+/// The same where products of bf16 are computed in f32: their factors are widened once, not for every chunk, and logits stay in f32.
 pub(crate) fn linear_cross_entropy_on_host<B: Backend + ?Sized>(backend: &B, args: LinearCrossEntropy) -> Result<()> {
     if args.x.dtype() != DType::BF16 {
         return linear_cross_entropy_by_chunks(backend, HOST_LOGITS, args);

@@ -72,9 +72,7 @@ unsafe fn tile<F: Float, I: Isa, const M: usize, const N: usize>(
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: (i, k) of a, by the caller's promise.
             let a = unsafe { *a.values.get_unchecked(i * a.row + k * a.step) };
-            for j in 0..N {
-                sums[j] = F::fma(isa, a, b[j], sums[j]);
-            }
+            F::axpy(isa, a, b, sums);
         }
     }
     for (i, sums) in sums.iter().enumerate() {

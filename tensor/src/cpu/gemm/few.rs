@@ -86,9 +86,7 @@ impl<F: Float> FewRows<'_, F> {
                 // SAFETY: C * N values of row p of b.
                 let b = unsafe { &*row.cast::<[[S; N]; C]>() }.map(|b| b.map(Stored::wide));
                 for (sums, a) in sums.iter_mut().zip(&a) {
-                    for (sum, b) in sums.as_flattened_mut().iter_mut().zip(b.as_flattened()) {
-                        *sum = F::fma(isa, a[p], *b, *sum);
-                    }
+                    F::axpy(isa, a[p], b.as_flattened(), sums.as_flattened_mut());
                 }
                 row = row.wrapping_offset(row_stride);
             }

@@ -1,9 +1,9 @@
 //! The innermost loops: a register tile of MR x NR sums over a panel of a and one of b, and what becomes of the sums.
 
-use super::super::isa::{Isa, Kernel, Path, dispatch_on};
+use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on};
 use super::super::math::Float;
 use super::pack::Form;
-use super::{DEPTH, Matrix, Values};
+use super::{Cells, DEPTH, Matrix, Values};
 use std::marker::PhantomData;
 
 /// Work compiled once for each instruction path and its register tile.
@@ -70,31 +70,47 @@ pub(super) struct Panels<'a, F> {
     pub(super) left: &'a [F],
     pub(super) form: Form,
     pub(super) right: &'a [F],
+    pub(super) cells: Cells,
     pub(super) depth: usize,
     pub(super) alpha: F,
     pub(super) accumulate: bool,
 }
 
-impl<F: Float> Tiled for Panels<'_, F> {
+impl<F: Float> Panels<'_, F> {
+    /// Computes them on `path`, which this processor must have.
+    pub(super) fn multiply(self, path: Path) {
+        match self.cells {
+            Cells::Values => on_tile(path, By(self, OfValues)),
+            Cells::Pairs => dispatch_bf16_on(path, OnTile(By(self, OfPairs))),
+        }
+    }
+}
+
+/// Panels and how their cells are multiplied.
+struct By<P, M>(P, M);
+
+impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
     type Float = F;
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) {
-        for (right, column) in self.right.chunks_exact(self.depth * NR).zip((0..self.out.cols).step_by(NR)) {
-            for (left, row) in self.left.chunks_exact(DEPTH * MR).zip((0..self.out.rows).step_by(MR)) {
-                let out = self.out.block(row, column, MR.min(self.out.rows - row), NR.min(self.out.cols - column));
+        let Panels { out, left, form, right, depth, alpha, accumulate, .. } = self.0;
+        for (right, column) in right.chunks_exact(depth * NR).zip((0..out.cols).step_by(NR)) {
+            for (left, row) in left.chunks_exact(DEPTH * MR).zip((0..out.rows).step_by(MR)) {
+                let out = out.block(row, column, MR.min(out.rows - row), NR.min(out.cols - column));
                 // Sums are kept in the type that is computed in.
                 let Values::Wide(first) = out.values else { return };
                 for i in 0..out.rows {
                     prefetch(first.wrapping_offset(i as isize * out.row_stride));
                 }
-                let sums = match self.form {
-                    Form::Rows => register_tile::<F, I, MR, NR, DEPTH, 1>(isa, left, right),
-                    Form::Columns => register_tile::<F, I, MR, NR, 1, MR>(isa, left, right),
+                // One place where sums go: the compiler keeps them in registers only if the loops of both forms end there.
+                let sums = match form {
+                    Form::Rows => register_tile::<F, I, M, MR, NR, DEPTH, 1>(isa, left, right),
+                    Form::Columns => register_tile::<F, I, M, MR, NR, 1, MR>(isa, left, right),
                 };
                 // SAFETY: the tile lies inside the output, and begins at `first`.
-                unsafe { store(isa, first, out, sums, self.alpha, self.accumulate) };
+                unsafe { store(isa, first, out, sums, alpha, accumulate) };
             }
         }
     }
@@ -113,10 +129,44 @@ fn prefetch<F>(place: *const F) {
     let _ = place;
 }
 
+/// Products of cells.
+trait Multiply {
+    /// `sums += a * b`, for each of `b`.
+    fn add<F: Float, I: Isa, const NR: usize>(isa: I, a: F, b: &[F; NR], sums: &mut [F; NR]);
+}
+
+/// Of [`Cells::Values`].
+struct OfValues;
+
+impl Multiply for OfValues {
+    #[inline(always)]
+    fn add<F: Float, I: Isa, const NR: usize>(isa: I, a: F, b: &[F; NR], sums: &mut [F; NR]) {
+        F::axpy(isa, a, b, sums);
+    }
+}
+
+/// Of [`Cells::Pairs`], where F is f32.
+struct OfPairs;
+
+impl Multiply for OfPairs {
+    #[inline(always)]
+    fn add<F: Float, I: Isa, const NR: usize>(_: I, a: F, b: &[F; NR], sums: &mut [F; NR]) {
+        I::dot_pairs(bytemuck::cast_slice(&[a])[0], bytemuck::cast_slice(b), bytemuck::cast_slice_mut(sums));
+    }
+}
+
 /// The sums over k of a panel of a, whose value (i, k) stands at `i * ROW + k * STEP`, and one of b, [k, NR]. The loops unroll
 /// into MR x NR sums held in registers.
 #[inline(always)]
-fn register_tile<F: Float, I: Isa, const MR: usize, const NR: usize, const ROW: usize, const STEP: usize>(
+fn register_tile<
+    F: Float,
+    I: Isa,
+    M: Multiply,
+    const MR: usize,
+    const NR: usize,
+    const ROW: usize,
+    const STEP: usize,
+>(
     isa: I,
     left: &[F],
     right: &[F],
@@ -128,9 +178,7 @@ fn register_tile<F: Float, I: Isa, const MR: usize, const NR: usize, const ROW: 
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the assertion above.
             let a = unsafe { *left.get_unchecked(i * ROW + k * STEP) };
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = F::fma(isa, a, *b, *sum);
-            }
+            M::add(isa, a, b, sums);
         }
     }
     sums

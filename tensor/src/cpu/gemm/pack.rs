@@ -1,11 +1,12 @@
-//! Packing: values of a matrix in the order in which register tiles read them, in the type that is computed in.
+//! Packing: a matrix in the order in which register tiles read it, as cells of values in the type that is computed in or of pairs of bf16.
 
 use super::super::isa::Isa;
 use super::super::math::{Float, widen};
 use super::super::transpose::{SQUARE, transpose};
 use super::kernel::Tiled;
-use super::{DEPTH, Matrix, Values};
+use super::{Cells, DEPTH, Matrix, Values};
 use half::bf16;
+use std::marker::PhantomData;
 
 /// A stored type, read as F.
 pub(super) trait Stored<F>: Copy {
@@ -27,7 +28,89 @@ impl<F: Float> Stored<F> for bf16 {
     }
 }
 
-/// Where the value (i, k) of a packed panel of a stands.
+/// How a cell is made of what is stored.
+trait Pack<F> {
+    /// What is stored.
+    type Stored: Copy;
+    /// Values along k in a cell.
+    const VALUES: usize = 1;
+
+    /// The cell that begins with the value at `place`; the next value along k stands `step` further on.
+    ///
+    /// # Safety
+    /// The values are valid for reads.
+    unsafe fn cell(place: *const Self::Stored, step: isize) -> F;
+
+    /// [`SQUARE`] cells of values that stand one after the other.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn line(place: *const Self::Stored) -> [F; SQUARE] {
+        // SAFETY: the caller's promise.
+        std::array::from_fn(|i| unsafe { Self::cell(place.wrapping_add(i * Self::VALUES), 1) })
+    }
+
+    /// The cell of the value at `place` alone.
+    ///
+    /// # Safety
+    /// As above, for this value.
+    unsafe fn alone(place: *const Self::Stored) -> F;
+}
+
+/// Values, read as F.
+struct Wide<S>(PhantomData<S>);
+
+impl<F: Float, S: Stored<F>> Pack<F> for Wide<S> {
+    type Stored = S;
+
+    #[inline(always)]
+    unsafe fn cell(place: *const S, _: isize) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { *place }.wide()
+    }
+
+    #[inline(always)]
+    unsafe fn line(place: *const S) -> [F; SQUARE] {
+        // SAFETY: the caller's promise.
+        unsafe { place.cast::<[S; SQUARE]>().read_unaligned() }.map(Stored::wide)
+    }
+
+    #[inline(always)]
+    unsafe fn alone(place: *const S) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { *place }.wide()
+    }
+}
+
+/// Pairs of bf16; F is f32.
+struct Pairs;
+
+/// The bits of a pair as an f32.
+#[inline(always)]
+fn pair<F: Float>(bits: u32) -> F {
+    bytemuck::cast_slice(&[bits])[0]
+}
+
+impl<F: Float> Pack<F> for Pairs {
+    type Stored = bf16;
+    const VALUES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn cell(place: *const bf16, step: isize) -> F {
+        // SAFETY: the caller's promise.
+        let [first, second] = unsafe { [*place, *place.wrapping_offset(step)] };
+        pair(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    unsafe fn alone(place: *const bf16) -> F {
+        // SAFETY: the caller's promise.
+        pair(u32::from(unsafe { *place }.to_bits()))
+    }
+}
+
+/// Where the cell (i, k) of a packed panel of a stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Form {
     /// `i * DEPTH + k`: rows were contiguous.
@@ -36,11 +119,12 @@ pub(super) enum Form {
     Columns,
 }
 
-/// Packs `a` [rows, depth] as panels of MR rows, each [`DEPTH`] * MR values; rows beyond the last are zeros.
+/// Packs `a` as panels of MR rows, each [`DEPTH`] * MR cells; rows beyond the last are zeros.
 ///
-/// The maker promises that `a` is valid for reads.
+/// The maker promises that `a` is valid for reads, and stored in bf16 if the cells are pairs.
 pub(super) struct PackLeft<'a, F> {
     pub(super) to: &'a mut [F],
+    pub(super) cells: Cells,
     pub(super) a: Matrix<F>,
 }
 
@@ -50,94 +134,111 @@ impl<F: Float> Tiled for PackLeft<'_, F> {
 
     #[inline(always)]
     fn run<I: Isa, const MR: usize, const NR: usize>(self, _: I) -> Form {
-        let Matrix { rows, cols, row_stride, col_stride, .. } = self.a;
-        let turned = row_stride == 1 && col_stride != 1;
         // SAFETY: the maker's promise.
         unsafe {
-            match (self.a.values, turned) {
-                (Values::Wide(from), false) => {
-                    rows_of::<F, F, MR>(self.to, from, [rows, cols], [row_stride, col_stride])
-                }
-                (Values::Bf16(from), false) => {
-                    rows_of::<F, bf16, MR>(self.to, from, [rows, cols], [row_stride, col_stride])
-                }
-                (Values::Wide(from), true) => columns_of::<F, F, MR>(self.to, from, [rows, cols], col_stride),
-                (Values::Bf16(from), true) => columns_of::<F, bf16, MR>(self.to, from, [rows, cols], col_stride),
-            }
-        }
-        if turned { Form::Columns } else { Form::Rows }
-    }
-}
-
-/// [`Form::Rows`].
-///
-/// # Safety
-/// The matrix is valid for reads.
-#[inline(always)]
-unsafe fn rows_of<F: Float, S: Stored<F>, const MR: usize>(
-    to: &mut [F],
-    from: *const S,
-    [rows, depth]: [usize; 2],
-    [row_stride, col_stride]: [isize; 2],
-) {
-    for (i, row) in to.chunks_exact_mut(DEPTH).enumerate().take(rows.next_multiple_of(MR)) {
-        let row = &mut row[..depth];
-        if i >= rows {
-            row.fill(F::ZERO);
-            continue;
-        }
-        let from = from.wrapping_offset(i as isize * row_stride);
-        if col_stride == 1 {
-            // SAFETY: row i of the matrix.
-            let from = unsafe { std::slice::from_raw_parts(from, depth) };
-            row.iter_mut().zip(from).for_each(|(value, from)| *value = from.wide());
-        } else {
-            for (k, value) in row.iter_mut().enumerate() {
-                // SAFETY: (i, k) lies inside the matrix.
-                *value = unsafe { (*from.wrapping_offset(k as isize * col_stride)).wide() };
+            match (self.a.values, self.cells) {
+                (Values::Wide(from), _) => self.pack::<Wide<F>, MR>(from),
+                (Values::Bf16(from), Cells::Values) => self.pack::<Wide<bf16>, MR>(from),
+                (Values::Bf16(from), Cells::Pairs) => self.pack::<Pairs, MR>(from),
             }
         }
     }
 }
 
-/// [`Form::Columns`]; the rows of a column are contiguous.
-///
-/// # Safety
-/// The matrix is valid for reads.
-#[inline(always)]
-unsafe fn columns_of<F: Float, S: Stored<F>, const MR: usize>(
-    to: &mut [F],
-    from: *const S,
-    [rows, depth]: [usize; 2],
-    col_stride: isize,
-) {
-    // SAFETY: column k of the matrix.
-    let column = |k: usize| unsafe { std::slice::from_raw_parts(from.wrapping_offset(k as isize * col_stride), rows) };
-    // A few columns at a time, so that what is read and what is written is used up while it is near.
-    for k in (0..depth).step_by(COLUMNS) {
-        let columns = COLUMNS.min(depth - k);
-        for (panel, row) in to.chunks_exact_mut(DEPTH * MR).zip((0..rows).step_by(MR)) {
-            let places = &mut panel.as_chunks_mut::<MR>().0[k..k + columns];
-            for (i, place) in places.iter_mut().enumerate() {
-                let values = &column(k + i)[row..];
-                match values.first_chunk::<MR>() {
-                    Some(values) => *place = values.map(Stored::wide),
-                    None => *place = std::array::from_fn(|i| values.get(i).map_or(F::ZERO, |value| value.wide())),
+impl<F: Float> PackLeft<'_, F> {
+    /// # Safety
+    /// `a` begins at `from` and is valid for reads.
+    #[inline(always)]
+    unsafe fn pack<P: Pack<F>, const MR: usize>(self, from: *const P::Stored) -> Form {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.a.row_stride == 1 && self.a.col_stride != 1 {
+                self.columns::<P, MR>(from);
+                Form::Columns
+            } else {
+                self.rows::<P, MR>(from);
+                Form::Rows
+            }
+        }
+    }
+
+    /// [`Form::Rows`].
+    ///
+    /// # Safety
+    /// As [`PackLeft::pack`].
+    #[inline(always)]
+    unsafe fn rows<P: Pack<F>, const MR: usize>(self, from: *const P::Stored) {
+        let Matrix { rows, cols, row_stride, col_stride, .. } = self.a;
+        let (whole, odd) = (cols / P::VALUES, !cols.is_multiple_of(P::VALUES));
+        for (i, row) in self.to.chunks_exact_mut(DEPTH).enumerate().take(rows.next_multiple_of(MR)) {
+            let row = &mut row[..cols.div_ceil(P::VALUES)];
+            if i >= rows {
+                row.fill(F::ZERO);
+                continue;
+            }
+            let from = from.wrapping_offset(i as isize * row_stride);
+            let at = |k: usize| from.wrapping_offset((k * P::VALUES) as isize * col_stride);
+            // SAFETY: values of row i of the matrix.
+            unsafe {
+                if col_stride == 1 {
+                    row[..whole]
+                        .iter_mut()
+                        .enumerate()
+                        .for_each(|(k, cell)| *cell = P::cell(from.add(k * P::VALUES), 1));
+                } else {
+                    row[..whole].iter_mut().enumerate().for_each(|(k, cell)| *cell = P::cell(at(k), col_stride));
+                }
+                if odd {
+                    row[whole] = P::alone(at(whole));
+                }
+            }
+        }
+    }
+
+    /// [`Form::Columns`]; the rows of a column are contiguous.
+    ///
+    /// # Safety
+    /// As [`PackLeft::pack`].
+    #[inline(always)]
+    unsafe fn columns<P: Pack<F>, const MR: usize>(self, from: *const P::Stored) {
+        let Matrix { rows, cols, col_stride, .. } = self.a;
+        let whole = cols / P::VALUES;
+        let at = |i: usize, k: usize| from.wrapping_offset((k * P::VALUES) as isize * col_stride).wrapping_add(i);
+        // A few cells along k at a time, so that what is read and what is written is used up while it is near.
+        for k in (0..cols.div_ceil(P::VALUES)).step_by(COLUMNS) {
+            let ks = k..(k + COLUMNS).min(cols.div_ceil(P::VALUES));
+            for (panel, row) in self.to.chunks_exact_mut(DEPTH * MR).zip((0..rows).step_by(MR)) {
+                let height = MR.min(rows - row);
+                let places = &mut panel.as_chunks_mut::<MR>().0[ks.clone()];
+                for (k, place) in ks.clone().zip(places) {
+                    // SAFETY: values of the matrix.
+                    unsafe {
+                        if height == MR && k < whole {
+                            *place = std::array::from_fn(|i| P::cell(at(row + i, k), col_stride));
+                        } else {
+                            *place = [F::ZERO; MR];
+                            for (i, cell) in place.iter_mut().enumerate().take(height) {
+                                let at = at(row + i, k);
+                                *cell = if k < whole { P::cell(at, col_stride) } else { P::alone(at) };
+                            }
+                        }
+                    }
                 }
             }
         }
     }
 }
 
-/// Columns that are packed together.
+/// Cells along k that are packed together.
 const COLUMNS: usize = 8;
 
-/// Packs `b`, values `at..at + b.rows` of a block of `depth` values of k, as panels of NR columns, each [depth, NR]; columns beyond the last are zeros.
+/// Packs `b`, from cell `at` of a block of `depth` cells along k on, as panels of NR columns, each [depth, NR]; columns beyond the last are zeros.
 ///
-/// The maker promises that `b` is valid for reads and that `to`, the first panel of these columns, has room for whole panels, whose
-/// places for these values nobody else touches.
+/// The maker promises that `b` is valid for reads, and stored in bf16 if the cells are pairs, and that `to`, the first panel of these
+/// columns, has room for whole panels, whose places for these values nobody else touches.
 pub(super) struct PackRight<F> {
     pub(super) to: *mut F,
+    pub(super) cells: Cells,
     pub(super) depth: usize,
     pub(super) at: usize,
     pub(super) b: Matrix<F>,
@@ -151,50 +252,56 @@ impl<F: Float> Tiled for PackRight<F> {
     fn run<I: Isa, const MR: usize, const NR: usize>(self, _: I) {
         // SAFETY: the maker's promise.
         unsafe {
-            match self.b.values {
-                Values::Wide(from) => self.pack::<F, NR>(from),
-                Values::Bf16(from) => self.pack::<bf16, NR>(from),
+            match (self.b.values, self.cells) {
+                (Values::Wide(from), _) => self.pack::<Wide<F>, NR>(from),
+                (Values::Bf16(from), Cells::Values) => self.pack::<Wide<bf16>, NR>(from),
+                (Values::Bf16(from), Cells::Pairs) => self.pack::<Pairs, NR>(from),
             }
         }
     }
 }
 
 impl<F: Float> PackRight<F> {
-    /// The place of the values of k in panel `panel`.
+    /// The places of `cells` cells along k in panel `panel`.
     ///
     /// # Safety
     /// There is such a panel, and no other reference to the place.
     #[inline(always)]
-    unsafe fn place<'a, const NR: usize>(&self, panel: usize) -> &'a mut [[F; NR]] {
+    unsafe fn place<'a, const NR: usize>(&self, panel: usize, cells: usize) -> &'a mut [[F; NR]] {
         // SAFETY: the maker's and the caller's promise.
         unsafe {
             let first = self.to.cast::<[F; NR]>().add(panel * self.depth + self.at);
-            std::slice::from_raw_parts_mut(first, self.b.rows)
+            std::slice::from_raw_parts_mut(first, cells)
         }
     }
 
     /// # Safety
-    /// The maker's promises.
+    /// The maker's promises; `b` begins at `from`.
     #[inline(always)]
-    unsafe fn pack<S: Stored<F>, const NR: usize>(&self, from: *const S) {
+    unsafe fn pack<P: Pack<F>, const NR: usize>(&self, from: *const P::Stored) {
         let Matrix { rows, cols, row_stride, col_stride, .. } = self.b;
-        let at = |k: usize, j: usize| from.wrapping_offset(k as isize * row_stride + j as isize * col_stride);
+        let (whole, cells) = (rows / P::VALUES, rows.div_ceil(P::VALUES));
+        let at =
+            |k: usize, j: usize| from.wrapping_offset((k * P::VALUES) as isize * row_stride + j as isize * col_stride);
+        // SAFETY: the cell (k, j) lies inside the matrix.
+        let cell =
+            |k: usize, j: usize| unsafe { if k < whole { P::cell(at(k, j), row_stride) } else { P::alone(at(k, j)) } };
         if col_stride == 1 {
             // Row by row: the source is read in order.
-            for k in 0..rows {
-                // SAFETY: row k of the matrix.
-                let row = unsafe { std::slice::from_raw_parts(at(k, 0), cols) };
-                let (whole, rest) = row.as_chunks::<NR>();
-                for (panel, values) in whole.iter().enumerate() {
-                    // SAFETY: a panel of these columns.
-                    let place = unsafe { self.place::<NR>(panel) };
-                    place[k] = values.map(Stored::wide);
-                }
-                if !rest.is_empty() {
-                    // SAFETY: as above.
-                    let place = &mut unsafe { self.place::<NR>(whole.len()) }[k];
-                    *place = [F::ZERO; NR];
-                    place.iter_mut().zip(rest).for_each(|(value, from)| *value = from.wide());
+            for k in 0..cells {
+                for (panel, column) in (0..cols).step_by(NR).enumerate() {
+                    let width = NR.min(cols - column);
+                    // SAFETY: a panel of these columns; values of the matrix.
+                    unsafe {
+                        let place = &mut self.place::<NR>(panel, cells)[k];
+                        if width == NR && k < whole {
+                            let first = at(k, column);
+                            *place = std::array::from_fn(|j| P::cell(first.add(j), row_stride));
+                        } else {
+                            *place = [F::ZERO; NR];
+                            place.iter_mut().enumerate().take(width).for_each(|(j, to)| *to = cell(k, column + j));
+                        }
+                    }
                 }
             }
             return;
@@ -202,15 +309,13 @@ impl<F: Float> PackRight<F> {
         for (panel, column) in (0..cols).step_by(NR).enumerate() {
             let width = NR.min(cols - column);
             // SAFETY: a panel of these columns.
-            let place = unsafe { self.place::<NR>(panel) };
+            let place = unsafe { self.place::<NR>(panel, cells) };
             let mut k = 0;
             if row_stride == 1 && width == NR {
-                while k + SQUARE <= rows {
+                while k + SQUARE <= whole {
                     for j in (0..NR).step_by(SQUARE) {
-                        // SAFETY: SQUARE values of each of SQUARE columns, which are contiguous.
-                        let lines: [[F; SQUARE]; SQUARE] = std::array::from_fn(|i| unsafe {
-                            at(k, column + j + i).cast::<[S; SQUARE]>().read_unaligned().map(Stored::wide)
-                        });
+                        // SAFETY: SQUARE cells of each of SQUARE columns, which are contiguous.
+                        let lines = std::array::from_fn(|i| unsafe { P::line(at(k, column + j + i)) });
                         for (i, line) in transpose(lines).into_iter().enumerate() {
                             *place[k + i][j..].first_chunk_mut().expect("NR is a multiple of SQUARE") = line;
                         }
@@ -218,12 +323,9 @@ impl<F: Float> PackRight<F> {
                     k += SQUARE;
                 }
             }
-            for (k, values) in place.iter_mut().enumerate().skip(k) {
-                *values = [F::ZERO; NR];
-                for (j, value) in values.iter_mut().enumerate().take(width) {
-                    // SAFETY: (k, column + j) lies inside the matrix.
-                    *value = unsafe { (*at(k, column + j)).wide() };
-                }
+            for (k, cells) in place.iter_mut().enumerate().skip(k) {
+                *cells = [F::ZERO; NR];
+                cells.iter_mut().enumerate().take(width).for_each(|(j, to)| *to = cell(k, column + j));
             }
         }
     }
