@@ -1,11 +1,12 @@
 //! The contract, each method forwarded to the launcher of its name.
 
 use patchgpt_tensor::{
-    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Memory, Reduction, Result, ScatterIndex,
-    Tensor, Unary,
+    AdamW, Backend, Binary, DType, Destination, Distribution, Limits, LinearCrossEntropy, Memory, Reduction, Result,
+    ScatterIndex, Tensor, Unary,
 };
 
 use crate::device::Cuda;
+use crate::limits;
 use crate::ops;
 
 impl Backend for Cuda {
@@ -23,6 +24,12 @@ impl Backend for Cuda {
 
     fn download(&self, x: &Tensor, bytes: &mut [u8]) -> Result<()> {
         self.download(self.address(x)?, bytes)
+    }
+
+    fn limits(&self, dtype: DType) -> Option<Limits> {
+        // The emulator's rates say nothing of a card; a card too small for the measurement has none.
+        let measured = || limits::limits(self, dtype, limits::SIZE, limits::COPIED).ok();
+        if self.is_emulated() { None } else { measured() }
     }
 
     fn memory_peak(&self) -> Option<usize> {

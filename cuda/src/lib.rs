@@ -60,6 +60,7 @@ mod emulator;
 mod error;
 mod graph;
 mod launch;
+mod limits;
 mod memory;
 mod ops;
 mod probe;
