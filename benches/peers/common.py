@@ -65,7 +65,9 @@ def spread(values):
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
-def machine():
+def machine(device="cpu"):
+    """What it was measured on; of a card also its name, driver and memory, as nvidia-smi tells them."""
+
     def line(path, name):
         try:
             with open(path) as file:
@@ -75,7 +77,12 @@ def machine():
 
     flags = line("/proc/cpuinfo", "flags").split()
     known = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd") if flag in flags]
+    card = {}
+    if device == "cuda":
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"], capture_output=True, text=True)
+        card = {"card": asked.stdout.strip().splitlines()[0] if asked.stdout.strip() else "unknown"}
     return {
+        **card,
         "processor": line("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
         "instructions": known,
@@ -85,7 +92,25 @@ def machine():
     }
 
 
+def described(results):
+    """The line of a table that says when and on what it was measured."""
+    here = results["machine"]
+    card = f"{here['card']}; " if "card" in here else ""
+    return f"{results['date']}, {card}{here['processor']}, {here['cores']} cores ({', '.join(here['instructions'])}), {here['memory']}, {here['system']}, {results['threads']} threads."
+
+
+def ours_at(path, name):
+    """Our program: where it was built before, or built now."""
+    if path:
+        return path
+    shell("cargo", "build", "--release", "--manifest-path", ROOT / "Cargo.toml", "--workspace", "--bin", name)
+    return TARGET / "release" / name
+
+
 def python_with_torch(venv):
+    """The Python that has PyTorch: this one, if it does, else that of a virtual environment, made if need be."""
+    if subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode == 0:
+        return sys.executable
     python = venv / "bin" / "python"
     if not python.exists():
         shell(sys.executable, "-m", "venv", venv)

@@ -1,6 +1,7 @@
 """Single ops on request in PyTorch: the ops of benches/src/bin/ops.rs under the same names, the same protocol.
 
 Scores are those of a K-target loss in the form of one log_softmax and K gathers, PyTorch's fastest; with K = 1 its own cross_entropy.
+On a card a run is several calls between two waits, each on inputs of its own, as ours is.
 """
 
 import argparse
@@ -11,6 +12,10 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# As in benches/src/bin/ops.rs.
+ROTATED_BYTES, MOST_SETS, CALLS = 256e6, 16, 16
 
 
 def attention(b, h, t, d):
@@ -59,8 +64,13 @@ def embedding(n, v, c):
     return [torch.randn(v, c)], lambda table: F.embedding(ids, table)
 
 
+def product(m, k, n):
+    return [torch.randn(m, k), torch.randn(k, n)], lambda a, b: a @ b
+
+
 OPS = {
     "attention": attention,
+    "product": product,
     "head and loss": head,
     "cross-entropy": cross_entropy,
     "LayerNorm": layer_norm,
@@ -71,11 +81,37 @@ OPS = {
 }
 
 
-def build(name, run, mode):
-    """The op that `name` begins with, at the sizes that follow, as a function of nothing."""
-    op = next(op for start, op in OPS.items() if name.startswith(start))
+def adamw(count):
+    """A step of the fused optimizer with clipping, over one flat parameter in f32."""
+    parameter = torch.nn.Parameter(torch.randn(count, dtype=torch.float32))
+    parameter.grad = torch.randn(count, dtype=torch.float32)
+    optimizer = torch.optim.AdamW([parameter], lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
+
+    def step():
+        torch.nn.utils.clip_grad_norm_([parameter], 1.0)
+        optimizer.step()
+
+    return step
+
+
+def sizes(name):
     # A capital letter and an equals sign, or nothing, stand before a size.
-    inputs, function = op(*map(int, re.findall(r"(?<![A-Za-z])\d+", name)))
+    return map(int, re.findall(r"(?<![A-Za-z])\d+", name))
+
+
+def sets(name, run, mode, on_card):
+    """The op as functions of nothing, one for each set of inputs."""
+    if name.startswith("AdamW"):
+        return [adamw(*sizes(name))]
+    first, inputs = build(name, run, mode)
+    count = int(ROTATED_BYTES / sum(x.numel() * x.element_size() for x in inputs)) if on_card else 0
+    return [first] + [build(name, run, mode)[0] for _ in range(min(count, MOST_SETS - 1))]
+
+
+def build(name, run, mode):
+    """The op that `name` begins with, at the sizes that follow, as a function of nothing; its inputs."""
+    op = next(op for start, op in OPS.items() if name.startswith(start))
+    inputs, function = op(*sizes(name))
     inputs = [x.requires_grad_() for x in inputs]
     if mode == "compile":
         function = torch.compile(function, dynamic=False)
@@ -84,7 +120,7 @@ def build(name, run, mode):
             with torch.no_grad():
                 function(*inputs)
 
-        return forward
+        return forward, inputs
     with torch.no_grad():
         gradient = torch.randn_like(function(*inputs))
 
@@ -93,30 +129,45 @@ def build(name, run, mode):
             x.grad = None
         function(*inputs).backward(gradient)
 
-    return both
+    return both, inputs
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("threads", type=int)
+    parser.add_argument("dtype", choices=["f32", "bf16"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
+    parser.add_argument("--attention", choices=["flash", "cudnn"], help="the kernel on a card; PyTorch's choice without it")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.attention:
+        sdpa_kernel({"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[args.attention]).__enter__()
     torch.manual_seed(0)
+    torch.set_default_device(args.device)
+    torch.set_default_dtype({"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype])
+    on_card = args.device == "cuda"
+    calls, wait = (CALLS, torch.cuda.synchronize) if on_card else (1, lambda: None)
 
     def say(**value):
         print(json.dumps(value), flush=True)
 
-    say(name="PyTorch", version=torch.__version__, device=torch.backends.cpu.get_cpu_capability())
-    ready = ("", None)
+    device = torch.cuda.get_device_name() if on_card else torch.backends.cpu.get_cpu_capability()
+    say(name="PyTorch", version=torch.__version__, device=device, cuda=torch.version.cuda)
+    ready = ("", [])
     for line in sys.stdin:
         asked = line.rstrip("\n")
         if ready[0] != asked:
-            ready = ("", None)
-            ready = (asked, build(*asked.split("\t"), args.mode))
+            ready = ("", [])
+            ready = (asked, sets(*asked.split("\t"), args.mode, on_card))
+        runs = ready[1]
+        wait()
         begun = time.perf_counter()
-        ready[1]()
-        say(seconds=time.perf_counter() - begun)
+        for call in range(calls):
+            runs[call % len(runs)]()
+        wait()
+        say(seconds=(time.perf_counter() - begun) / calls)
 
 
 if __name__ == "__main__":

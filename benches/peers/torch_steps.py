@@ -1,4 +1,4 @@
-"""Training steps on request in PyTorch: the models S and M, the work of a step of patchgpt, the protocol of benches/src/bin/steps.rs.
+"""Training steps on request in PyTorch: the work of a step of patchgpt, the protocol of benches/src/bin/steps.rs.
 
 A step reads a fresh batch, runs forward and backward, clips the gradient by its global norm and updates with AdamW. Token regime: [B, T]
 ids, next-token cross-entropy. Patch regime: [B, T, K] ids, the mean of the K embeddings is a position, and its softmax is scored against the
@@ -13,11 +13,18 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 K = 4
+LLAMA = dict(dialect="llama", layers=24, heads=16, vocabulary=32000)
 MODELS = {
-    "S": dict(dialect="gpt2", layers=6, width=384, heads=6, ffn=1536, vocabulary=8192, positions=256, sequences=8),
-    "M": dict(dialect="llama", layers=12, width=768, heads=12, ffn=2048, vocabulary=32000, positions=512, sequences=2),
+    "S": dict(dialect="gpt2", layers=6, width=384, heads=6, ffn=1536, vocabulary=8192),
+    "M": dict(dialect="llama", layers=12, width=768, heads=12, ffn=2048, vocabulary=32000),
+    # The vocabulary is padded as patchgpt pads it.
+    "124M": dict(dialect="gpt2", layers=12, width=768, heads=12, ffn=3072, vocabulary=50304),
+    "370M": dict(LLAMA, width=1024, ffn=2752),
+    "780M": dict(LLAMA, width=1536, ffn=4128),
+    "1.3B": dict(LLAMA, width=2048, ffn=5504),
 }
 
 
@@ -95,7 +102,8 @@ class Gpt(nn.Module):
 class Batches:
     """Windows at random places of a million random ids, cut as patchgpt cuts them."""
 
-    def __init__(self, size, k):
+    def __init__(self, size, k, device):
+        self.device = device
         self.ids = torch.randint(0, size["vocabulary"], (1 << 20,))
         self.sequences, self.positions, self.k = size["sequences"], size["positions"], k
         self.reads = torch.arange((self.positions + 1) * k)
@@ -103,11 +111,13 @@ class Batches:
     def next(self):
         starts = torch.randint(0, len(self.ids) - len(self.reads), (self.sequences, 1))
         windows = self.ids[starts + self.reads].view(self.sequences, self.positions + 1, self.k)
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        return (part.contiguous().to(self.device) for part in (windows[:, :-1], windows[:, 1:]))
 
 
-def peak_memory():
-    """VmHWM in bytes, as patchgpt reports it."""
+def peak_memory(device):
+    """As patchgpt reports it: what a card's tensors held at most, or VmHWM, in bytes."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
 
@@ -116,26 +126,34 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("dtype", choices=["f32", "bf16"])
-    parser.add_argument("threads", type=int)
+    parser.add_argument("positions", type=int, help="of a sequence")
+    parser.add_argument("sequences", type=int, help="of a step")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
     parser.add_argument("--loss", choices=["one", "k"], default="one")
+    parser.add_argument("--attention", choices=["flash", "cudnn"], help="the kernel on a card; PyTorch's choice without it")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.attention:
+        kernel = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[args.attention]
+        sdpa_kernel(kernel).__enter__()
     torch.manual_seed(0)
-    size = MODELS[args.model]
-    gpt = Gpt(size, args.loss)
+    size = dict(MODELS[args.model], positions=args.positions, sequences=args.sequences)
+    gpt = Gpt(size, args.loss).to(args.device)
     matrices = [p for p in gpt.parameters() if p.dim() == 2]
     vectors = [p for p in gpt.parameters() if p.dim() != 2]
     groups = [dict(params=matrices, weight_decay=0.1), dict(params=vectors, weight_decay=0.0)]
     optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), eps=1e-8, fused=True)
     forward = torch.compile(gpt, dynamic=False) if args.mode == "compile" else gpt
-    batches = {"token": Batches(size, 1), "patch": Batches(size, K)}
+    batches = {"token": Batches(size, 1, args.device), "patch": Batches(size, K, args.device)}
     parameters = matrices + vectors
 
     def step(regime):
         optimizer.zero_grad(set_to_none=True)
         ids, targets = batches[regime].next()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
             loss = forward(ids, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -149,14 +167,15 @@ def main():
     say(
         name="PyTorch",
         version=torch.__version__,
-        device=torch.backends.cpu.get_cpu_capability(),
+        device=torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        cuda=torch.version.cuda,
         parameters=sum(p.numel() for p in parameters),
         tokens=dict(token=positions, patch=K * positions),
     )
     for line in sys.stdin:
         asked = line.strip()
         if asked == "memory":
-            say(peak_memory_bytes=peak_memory())
+            say(peak_memory_bytes=peak_memory(args.device))
             continue
         begun = time.perf_counter()
         loss = step(asked)

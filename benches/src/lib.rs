@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use criterion::BenchmarkGroup;
 use criterion::measurement::WallTime;
 use patchgpt_autograd::{Result, Var};
-use patchgpt_tensor::profile::Profiler;
+use patchgpt_tensor::profile::{Call, Profiler};
 use patchgpt_tensor::{DType, Device, Limits, Tensor};
 use patchgpt_tests::array::Placement;
 use patchgpt_tests::cases::Case;
@@ -60,11 +60,7 @@ impl Roofline {
 
     /// The work of what `build` makes, by running it once on a profiled device.
     pub fn work(&self, build: &dyn Fn(&Device) -> Result<Run>) -> Work {
-        let profiler = Profiler::around(&self.device);
-        let run = build(&profiler.device()).expect("work that can be built");
-        profiler.take();
-        run().expect("work that runs");
-        profiler.take().iter().fold(Work::default(), |sum, call| {
+        calls(&self.device, build).expect("work that runs").iter().fold(Work::default(), |sum, call| {
             let floor = self.limits.floor(call.flops, call.bytes);
             let bound_by_arithmetic = call.flops / self.limits.flops_per_second >= floor;
             Work {
@@ -111,6 +107,18 @@ impl Roofline {
     }
 }
 
+/// The primitives that what `build` makes calls, by running it once on a profiled device.
+///
+/// # Errors
+/// Those of the work.
+pub fn calls(device: &Device, build: &dyn Fn(&Device) -> Result<Run>) -> Result<Vec<Call>> {
+    let profiler = Profiler::around(device);
+    let run = build(&profiler.device())?;
+    profiler.take();
+    run()?;
+    Ok(profiler.take())
+}
+
 /// The inputs of a case of the tests' tables, placed on a device.
 fn place(case: &Case, dtype: DType, device: &Device) -> Result<Vec<Tensor>> {
     let place = |(array, placement): &(_, Placement)| Ok(placement.place(array, dtype, device)?);
@@ -131,6 +139,41 @@ pub fn forward_backward(case: &Rc<Case>, dtype: DType, device: &Device) -> Resul
         let inputs: Vec<Var> = inputs.iter().map(|x| Var::parameter(x.clone())).collect();
         let out = (case.run)(&inputs)?;
         out.backward_with(out.tensor(), false)
+    }))
+}
+
+/// What a case computes.
+pub fn output(case: &Case, dtype: DType, device: &Device) -> Result<Vec<f64>> {
+    let inputs: Vec<Var> = place(case, dtype, device)?.into_iter().map(Var::constant).collect();
+    let out = patchgpt_autograd::no_grad(|| (case.run)(&inputs))?;
+    Ok(out.tensor().to_f64_vec()?)
+}
+
+/// AdamW over `len` parameters with f32 moments, clipping included.
+pub fn adamw(len: usize, device: &Device) -> Result<Run> {
+    let [parameters, gradients, first_moment, second_moment] = [(); 4].map(|()| random(&[len], device));
+    let (parameters, gradients, first_moment) = (parameters?, gradients?, first_moment?);
+    let second_moment = second_moment?.mul(&gradients)?.mul(&gradients)?;
+    let learning_rate = Tensor::scalar(1e-4, DType::F32, device)?;
+    let step = Tensor::scalar(3.0, DType::I32, device)?;
+    Ok(Box::new(move || {
+        let (_, clip) = gradients.global_norm(1.0)?;
+        patchgpt_tensor::AdamW {
+            parameters: &parameters,
+            gradients: &gradients,
+            first_moment: &first_moment,
+            second_moment: &second_moment,
+            learning_rate: &learning_rate,
+            clip: &clip,
+            step: &step,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_len: len,
+        }
+        .run()?;
+        Ok(())
     }))
 }
 

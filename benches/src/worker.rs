@@ -3,8 +3,19 @@
 
 use std::io::{BufRead, Write};
 
+use patchgpt_models::config::{Config, Layers};
 use patchgpt_models::{Error, Result};
 use serde_json::Value;
+
+/// The configuration that `SECTION.KEY=VALUE` arguments, as of `patchgpt --set`, make of the defaults.
+///
+/// # Errors
+/// A key that there is not, a value that it does not take.
+pub fn configuration(arguments: &[String]) -> Result<Config> {
+    let layers = arguments.iter().try_fold(Layers::new(), |layers, assignment| layers.set(assignment))?;
+    // The models that are measured have a vocabulary of their own, or their tokenizer is learned: there is none to read.
+    Config::resolve(layers, |path| Err(Error::Config(format!("a tokenizer ({}) is of no use here", path.display()))))
+}
 
 /// Prints an answer.
 ///

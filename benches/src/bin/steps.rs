@@ -1,11 +1,13 @@
-//! Training steps on request, for the comparison with other libraries (`benches/peers/`): `steps PRESET DTYPE THREADS`.
+//! Training steps on request, for the comparison with other libraries (`benches/peers/`): `steps model.preset=bench-s device.dtype=f32`,
+//! or any other settings.
 //!
 //! Speaks lines: prints one JSON object when ready, then for every line that it reads one more: `token` and `patch` make a step of that
-//! regime on one model and answer `{"seconds": .., "loss": ..}`, `memory` answers `{"peak_memory_bytes": ..}`. Ends with its input.
+//! regime on one model and answer `{"seconds": .., "loss": ..}`, `memory` answers `{"peak_memory_bytes": ..}`: of a card what its tensors held at most, else the
+//! physical memory of this process. Ends with its input.
 
 use patchgpt_benches::worker;
 use patchgpt_models::benchmark::{Feed, Session, peak_memory};
-use patchgpt_models::config::Config;
+use patchgpt_models::config::Device as DeviceChoice;
 use patchgpt_models::train::open_device;
 use patchgpt_models::train::stages::StageName;
 use patchgpt_models::{Error, Result};
@@ -16,13 +18,7 @@ fn main() {
 }
 
 fn serve(arguments: Vec<String>) -> Result<()> {
-    let [preset, dtype, threads] = &arguments[..] else {
-        return Err(Error::Config(format!("PRESET, DTYPE and THREADS expected, got {arguments:?}")));
-    };
-    let mut config = Config::preset(preset)?;
-    config.device.dtype = dtype.parse()?;
-    let count = |_| Error::Config(format!("a number of threads expected, got `{threads}`"));
-    config.device.threads = Some(threads.parse().map_err(count)?);
+    let config = worker::configuration(&arguments)?;
     let device = open_device(&config.device)?;
     let mut session = Session::new(&config, &device)?;
     let (mut token, mut patch) = (Feed::new(&config, StageName::Token)?, Feed::new(&config, StageName::Patch)?);
@@ -38,7 +34,11 @@ fn serve(arguments: Vec<String>) -> Result<()> {
         let feed = match line.trim() {
             "token" => &mut token,
             "patch" => &mut patch,
-            "memory" => return Ok(json!({ "peak_memory_bytes": peak_memory() })),
+            "memory" => {
+                let tensors = device.backend().memory_peak().map(|bytes| bytes as u64);
+                let on_card = config.device.device == DeviceChoice::Cuda;
+                return Ok(json!({ "peak_memory_bytes": if on_card { tensors } else { peak_memory() } }));
+            }
             other => return Err(Error::Config(format!("`token`, `patch` or `memory` expected, got `{other}`"))),
         };
         let timed = session.step(feed)?;

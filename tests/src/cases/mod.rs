@@ -359,27 +359,51 @@ pub fn training_size(positions: usize, sequence: usize, width: usize, ffn: usize
 }
 
 /// What makes a case.
-pub type Make = fn() -> Case;
+pub type Make = Box<dyn Fn() -> Case>;
 
-/// The ops whose speed is compared with other libraries (`benches/peers/run_ops.py`), under the names that they have there.
-pub fn compared() -> Vec<(&'static str, Make)> {
-    vec![
-        ("attention B=8 H=6 T=256 D=64", || causal_attention::case([8, 256, 256], [6, 6, 64])),
-        ("attention B=1 H=8 T=512 D=64", || causal_attention::case([1, 512, 512], [8, 8, 64])),
-        ("attention B=1 H=8 T=2048 D=64", || causal_attention::case([1, 2048, 2048], [8, 8, 64])),
-        ("attention B=1 H=8 T=8192 D=64", || causal_attention::case([1, 8192, 8192], [8, 8, 64])),
-        ("head and loss 1024 x 768 x 32000, K=1", || linear_cross_entropy::case(1024, 768, 32_000, 1)),
-        ("head and loss 1024 x 768 x 32000, K=4", || linear_cross_entropy::case(1024, 768, 32_000, 4)),
-        ("cross-entropy 1024 x 32000, K=1", || {
-            cross_entropy::case(1024, 32_000, 1, cross_entropy::Weights::Uniform, 0)
-        }),
-        ("cross-entropy 1024 x 32000, K=4", || {
-            cross_entropy::case(1024, 32_000, 4, cross_entropy::Weights::Uniform, 0)
-        }),
-        ("LayerNorm 4096 x 768", || layer_norm::case(&[4096, 768])),
-        ("RMSNorm 4096 x 768", || rms_norm::case(&[4096, 768])),
-        ("GELU 4096 x 2048", || gelu::case(&[4096, 2048])),
-        ("SwiGLU 4096 x 2048", || swiglu::case(&[4096, 4096])),
-        ("embedding 1024 of 32000 x 768", || patch_embedding::case(&[1024], 32_000, 768, 1)),
-    ]
+/// The ops whose speed is compared with other libraries (`benches/peers/run_ops.py`), under the names that they have there, at sizes for a
+/// processor or for a card.
+pub fn compared(card: bool) -> Vec<(String, Make)> {
+    let mut ops: Vec<(String, Make)> = Vec::new();
+    let mut add = |name: String, make: Make| ops.push((name, make));
+    let attention: Vec<[usize; 4]> = match card {
+        // 16384 positions of width about 2048, as short sequences or as one long one.
+        true => [64, 80, 96, 128]
+            .into_iter()
+            .flat_map(|d| [512, 1024, 2048, 4096, 8192, 16384].map(|t| [16384 / t, 2048 / d, t, d]))
+            .collect(),
+        false => vec![[8, 6, 256, 64], [1, 8, 512, 64], [1, 8, 2048, 64], [1, 8, 8192, 64]],
+    };
+    for [b, h, t, d] in attention {
+        add(
+            format!("attention B={b} H={h} T={t} D={d}"),
+            Box::new(move || causal_attention::case([b, t, t], [h, h, d])),
+        );
+    }
+    let (rows, width, ffn, vocabulary) = if card { (16384, 2048, 5504, 32_000) } else { (4096, 768, 2048, 32_000) };
+    let positions = if card { 8192 } else { 1024 };
+    for k in [1, 4] {
+        add(
+            format!("head and loss {positions} x {width} x {vocabulary}, K={k}"),
+            Box::new(move || linear_cross_entropy::case(positions, width, vocabulary, k)),
+        );
+    }
+    for k in [1, 4] {
+        let case = move || cross_entropy::case(positions, vocabulary, k, cross_entropy::Weights::Uniform, 0);
+        add(format!("cross-entropy {positions} x {vocabulary}, K={k}"), Box::new(case));
+    }
+    add(format!("LayerNorm {rows} x {width}"), Box::new(move || layer_norm::case(&[rows, width])));
+    add(format!("RMSNorm {rows} x {width}"), Box::new(move || rms_norm::case(&[rows, width])));
+    add(format!("GELU {rows} x {ffn}"), Box::new(move || gelu::case(&[rows, ffn])));
+    add(format!("SwiGLU {rows} x {ffn}"), Box::new(move || swiglu::case(&[rows, 2 * ffn])));
+    add(
+        format!("embedding {positions} of {vocabulary} x {width}"),
+        Box::new(move || patch_embedding::case(&[positions], vocabulary, width, 1)),
+    );
+    if card {
+        for [m, k, n] in [[8192, 8192, 8192], [16384, 2048, 6144], [16384, 2048, 11008]] {
+            add(format!("product {m} x {k} x {n}"), Box::new(move || matmul::case(&[m, k], &[k, n])));
+        }
+    }
+    ops
 }
