@@ -9,6 +9,7 @@ use super::access::{Access, View, ViewMut};
 use super::isa::{Isa, Kernel, dispatch};
 use super::math;
 use super::parallel::{Pool, blocks};
+use super::stream;
 use crate::{DType, Element, Result, Tensor};
 
 /// Side of the blocks of a transposing copy: 32 f32 values are two cache lines.
@@ -133,7 +134,8 @@ pub(super) fn fill(pool: &Pool, out: &Tensor, value: f64) -> Result<()> {
             let (count, per_block) = blocks(out.len(), 1);
             pool.run(count, |b| {
                 // SAFETY: blocks are disjoint.
-                unsafe { view.slice(b * per_block..((b + 1) * per_block).min(out.len())) }.fill(value)
+                let part = unsafe { view.slice(b * per_block..((b + 1) * per_block).min(out.len())) };
+                stream::fill(part, value, out.len() * size_of::<E>());
             });
         } else {
             for i in 0..out.len() {

@@ -24,6 +24,7 @@ mod reduce;
 mod rms_norm;
 mod rope;
 mod softmax;
+mod stream;
 mod swiglu;
 mod transpose;
 mod vectorized;

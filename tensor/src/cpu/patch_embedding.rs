@@ -9,6 +9,7 @@ use super::access::{Access, View, ViewMut};
 use super::isa::{Isa, Kernel, dispatch};
 use super::math::Float;
 use super::parallel::{Pool, blocks};
+use super::stream;
 use super::with_float;
 use crate::ScatterIndex;
 use crate::backend::Destination;
@@ -237,24 +238,26 @@ impl<F: Float + Element> Kernel for Rest<'_, F> {
         for id in self.ids {
             let places = scatter.places(id);
             let (first, last) = (places.start / scatter.per_block, places.end.saturating_sub(1) / scatter.per_block);
-            if !places.is_empty() && first == last {
+            // SAFETY: each id is in one range, and the first pass, which is over, left the rows alone that are taken here.
+            let row = || unsafe { scatter.d_table.row(id) };
+            if places.is_empty() {
+                if !scatter.accumulate {
+                    stream::fill(row(), F::ZERO, scatter.d_table.layout().len() * size_of::<F>());
+                }
+                continue;
+            }
+            if first == last {
                 continue;
             }
             sum.fill(F::ZERO);
-            if !places.is_empty() {
-                for (block, partials) in (first..=last).zip(&self.partials[first..=last]) {
-                    let Some(partials) = partials.get() else { continue };
-                    let part = if block == first { &partials.later } else { &partials.earlier };
-                    for (sum, part) in sum.iter_mut().zip(part) {
-                        *sum += *part;
-                    }
+            for (block, partials) in (first..=last).zip(&self.partials[first..=last]) {
+                let Some(partials) = partials.get() else { continue };
+                let part = if block == first { &partials.later } else { &partials.earlier };
+                for (sum, part) in sum.iter_mut().zip(part) {
+                    *sum += *part;
                 }
-            } else if scatter.accumulate {
-                continue;
             }
-            // SAFETY: each id is in one range, and the first pass, which is over, left this row alone.
-            let to = unsafe { scatter.d_table.row(id) };
-            for (value, sum) in to.iter_mut().zip(&sum) {
+            for (value, sum) in row().iter_mut().zip(&sum) {
                 scatter.finish(value, *sum);
             }
         }
