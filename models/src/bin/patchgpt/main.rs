@@ -32,23 +32,16 @@ struct Cli {
     command: Command,
 }
 
+/// What each does is told by its arguments.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Trains a model, in patches first and in tokens after
     Train(train::Args),
-    /// Trains with and without patches at equal cost and compares
     Compare(compare::Args),
-    /// Loss, perplexity and bits per byte of a trained model
     Eval(eval::Args),
-    /// Text from a trained model
     Generate(generate::Args),
-    /// Logits, loss and gradients of a model for given tokens, to compare with another framework
     Inspect(inspect::Args),
-    /// Measures training steps: tokens per second, time by op, memory
     Bench(bench::Args),
-    /// The memory of a training step, and passes that fit a device, before anything is trained
     Plan(plan::Args),
-    /// The devices of this machine, or what is missing for them
     Devices(devices::Args),
 }
 
