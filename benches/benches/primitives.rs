@@ -4,8 +4,8 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use patchgpt_autograd::Result;
-use patchgpt_benches::{Roofline, Run, random};
-use patchgpt_tensor::{AdamW, Binary, DType, Destination, Device, ScatterIndex, Tensor, Unary};
+use patchgpt_benches::{Roofline, Run, adamw, random};
+use patchgpt_tensor::{Binary, DType, Destination, Device, ScatterIndex, Tensor, Unary};
 
 /// A primitive over tensors made on a device.
 type Build = fn(&Device) -> Result<Run>;
@@ -156,30 +156,7 @@ const STREAMS: &[(&str, Build)] = &[
         let x = random(&[2 * ROWS * WIDTH], device)?;
         Ok(Box::new(move || Ok(x.global_norm(1.0).map(drop)?)))
     }),
-    ("adamw", |device| {
-        let flat = || random(&[ROWS * WIDTH], device);
-        let (parameters, gradients, first, second) =
-            (flat()?, flat()?, flat()?, Tensor::zeros(&[ROWS * WIDTH], DType::F32, device)?);
-        let (rate, clip) = (Tensor::scalar(1e-4, DType::F32, device)?, Tensor::scalar(1.0, DType::F32, device)?);
-        let step = Tensor::from_slice(&[1i32], &[], device)?;
-        Ok(Box::new(move || {
-            let args = AdamW {
-                parameters: &parameters,
-                gradients: &gradients,
-                first_moment: &first,
-                second_moment: &second,
-                learning_rate: &rate,
-                clip: &clip,
-                step: &step,
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                weight_decay: 0.1,
-                decay_len: ROWS * WIDTH,
-            };
-            Ok(args.run()?)
-        }))
-    }),
+    ("clipping and adamw", |device| adamw(ROWS * WIDTH, device)),
 ];
 
 fn primitives(criterion: &mut Criterion) {
