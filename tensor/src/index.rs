@@ -79,6 +79,18 @@ pub(crate) fn check_indices(op: &'static str, indices: &Tensor, bound: usize, ig
     }
 }
 
+impl Tensor {
+    /// Checks that every index of this tensor is in `0..bound`, or [`IGNORE_INDEX`] where `ignorable`, as ops do that read indices: what comes
+    /// from the host is known by its range, and nothing is read back. For indices that are written again between replays of a [`Graph`](crate::Graph),
+    /// which runs no checks.
+    ///
+    /// # Errors
+    /// An index outside; another dtype than i32; indices that a kernel has written.
+    pub fn check_indices(&self, op: &'static str, bound: usize, ignorable: bool) -> Result<()> {
+        check_indices(op, self, bound, ignorable)
+    }
+}
+
 /// The inverse of an id tensor in compressed-row form: the positions at which each id stands.
 ///
 /// With it a scatter-add becomes a gather in a fixed order, so that it needs no atomics and is deterministic. Its shape depends
@@ -130,6 +142,18 @@ impl ScatterIndex {
     /// # Errors
     /// `offsets` that do not ascend from 0 to the number of positions; positions outside `0..order.len()`.
     pub fn from_parts(order: &[i32], offsets: &[i32], device: &Device) -> Result<ScatterIndex> {
+        ScatterIndex::check(order, offsets)?;
+        Ok(ScatterIndex {
+            order: Tensor::from_slice(order, &[order.len()], device)?,
+            offsets: Tensor::from_slice(offsets, &[offsets.len()], device)?,
+        })
+    }
+
+    /// Checks the parts of an index on the host, as [`ScatterIndex::from_parts`] does.
+    ///
+    /// # Errors
+    /// As [`ScatterIndex::from_parts`].
+    pub fn check(order: &[i32], offsets: &[i32]) -> Result<()> {
         let op = "scatter_index";
         let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
         if offsets.first() != Some(&0) || !ascending || offsets.last().map(|&o| o as usize) != Some(order.len()) {
@@ -141,10 +165,30 @@ impl ScatterIndex {
         if let Some((position, &p)) = order.iter().enumerate().find(|&(_, &p)| p < 0 || p as usize >= order.len()) {
             return Err(Error::Index { op, index: p as i64, position, low: 0, high: order.len() as i64 });
         }
-        Ok(ScatterIndex {
-            order: Tensor::from_slice(order, &[order.len()], device)?,
-            offsets: Tensor::from_slice(offsets, &[offsets.len()], device)?,
-        })
+        Ok(())
+    }
+
+    /// An index in tensors that are written again for every batch: what is written must have passed [`ScatterIndex::check`]; zeros are an index without positions.
+    ///
+    /// # Errors
+    /// Tensors that are not flat, contiguous i32 on one device; no offsets.
+    pub fn over(order: Tensor, offsets: Tensor) -> Result<ScatterIndex> {
+        for part in [&order, &offsets] {
+            if part.dtype() != DType::I32
+                || part.rank() != 1
+                || !part.is_contiguous()
+                || part.device() != order.device()
+            {
+                return Err(Error::value(
+                    "scatter_index",
+                    format!("flat, contiguous i32 on one device expected, got {:?} {}", part.layout(), part.dtype()),
+                ));
+            }
+        }
+        if offsets.is_empty() {
+            return Err(Error::value("scatter_index", "an index has one offset more than ids: at least one"));
+        }
+        Ok(ScatterIndex { order, offsets })
     }
 
     /// i32 [positions]: flat positions in the id tensor, sorted by id and, within an id, ascending.
