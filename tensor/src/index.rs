@@ -19,7 +19,7 @@ impl IndexRange {
     /// The range of host data; `None` for floating-point data.
     pub(crate) fn of_host<E: Element>(data: &[E]) -> Option<IndexRange> {
         match E::DTYPE {
-            DType::I32 => Some(IndexRange::of(bytemuck::cast_slice::<E, i32>(data).iter().map(|&i| i as i64))),
+            DType::I32 => Some(IndexRange::of_i32(bytemuck::cast_slice(data))),
             DType::I64 => Some(IndexRange::of(bytemuck::cast_slice::<E, i64>(data).iter().copied())),
             _ => None,
         }
@@ -27,6 +27,18 @@ impl IndexRange {
 
     fn of(indices: impl Iterator<Item = i64>) -> IndexRange {
         indices.fold(IndexRange::EMPTY, |range, i| range.union(IndexRange::one(i)))
+    }
+
+    /// The range of a batch's ids, taken at every step: without a branch, so that several are looked at at a time.
+    fn of_i32(indices: &[i32]) -> IndexRange {
+        let (mut low, mut high, mut ignored) = (i32::MAX, i32::MIN, false);
+        for &index in indices {
+            let skipped = index == IGNORE_INDEX;
+            low = low.min(if skipped { i32::MAX } else { index });
+            high = high.max(if skipped { i32::MIN } else { index });
+            ignored |= skipped;
+        }
+        IndexRange { low: low.into(), high: high.into(), ignored }
     }
 
     /// The range of one index.
@@ -155,14 +167,18 @@ impl ScatterIndex {
     /// As [`ScatterIndex::from_parts`].
     pub fn check(order: &[i32], offsets: &[i32]) -> Result<()> {
         let op = "scatter_index";
-        let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
+        // Looked at to the end, without a branch, as above.
+        let ascending = offsets.windows(2).fold(true, |ascending, w| ascending & (w[0] <= w[1]));
         if offsets.first() != Some(&0) || !ascending || offsets.last().map(|&o| o as usize) != Some(order.len()) {
             return Err(Error::value(
                 op,
                 format!("offsets must ascend from 0 to the number of positions, {}", order.len()),
             ));
         }
-        if let Some((position, &p)) = order.iter().enumerate().find(|&(_, &p)| p < 0 || p as usize >= order.len()) {
+        let outside = |p: i32| p < 0 || p as usize >= order.len();
+        if order.iter().fold(false, |any, &p| any | outside(p))
+            && let Some((position, &p)) = order.iter().enumerate().find(|&(_, &p)| outside(p))
+        {
             return Err(Error::Index { op, index: p as i64, position, low: 0, high: order.len() as i64 });
         }
         Ok(())

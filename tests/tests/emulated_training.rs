@@ -252,7 +252,8 @@ fn a_replay_checks_its_batch_and_a_failed_recording_names_the_way_around() {
     let nested = device.rehearse(|| step(&good).map(drop)).expect_err("a recording in a rehearsal").to_string();
     assert!(nested.contains("could not be recorded") && nested.contains("--no-graph"), "{nested}");
     let recorded = step(&good).expect("the step itself");
-    let spoiled: [(&str, fn(&mut Batch)); 4] = [
+    type Spoil = fn(&mut Batch);
+    let spoiled: [(&str, Spoil); 4] = [
         ("patch_embedding: index 256", |batch| batch.inputs[3] = 256),
         ("cross_entropy: index -5", |batch| batch.targets[3] = -5),
         ("scatter_index", |batch| batch.index.offsets[1] = 1000),
