@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <thread>
 
 namespace emulator {
 
@@ -24,6 +25,7 @@ namespace {
 
 struct Graph {
     std::vector<Operation> operations;
+    bool spoiled = false; // something was asked for that cannot be recorded
 };
 
 struct Stream {
@@ -31,6 +33,7 @@ struct Stream {
     uint64_t asked = 0, done = 0;
     std::string error;
     std::unique_ptr<Graph> capture;
+    std::thread::id capturing; // the thread that captures
 };
 
 struct Event {
@@ -86,10 +89,24 @@ Result report(Stream &stream) {
     return LAUNCH_FAILED;
 }
 
+/// What cannot be recorded ends the recording of its stream, as the real driver has it: with an error now and another at its end.
+Result unsupported(Stream *stream, const std::string &what) {
+    stream->capture->spoiled = true;
+    return failed(CAPTURE_UNSUPPORTED, what + " on a stream that is being captured");
+}
+
+/// The same for what names no stream: calls that may wait for the device, which no thread that captures may make.
+Result prohibited(const std::string &what) {
+    for (Stream *stream : streams)
+        if (stream->capture && stream->capturing == std::this_thread::get_id()) return unsupported(stream, what);
+    return SUCCESS;
+}
+
 Result push(Stream *stream, Operation operation) {
     if (!streams.count(stream)) return failed(INVALID_HANDLE, "no such stream");
     if (Result result = report(*stream)) return result;
     if (stream->capture) {
+        if (stream->capture->spoiled) return failed(CAPTURE_INVALIDATED, "the capture has failed before");
         stream->capture->operations.push_back(std::move(operation));
         return SUCCESS;
     }
@@ -165,6 +182,8 @@ int cuMemAllocAsync(void **address, size_t bytes, void *stream) {
     LOCK;
     if (!streams.count((Stream *)stream)) return failed(INVALID_HANDLE, "no such stream");
     if (!bytes) return failed(INVALID_VALUE, "0 bytes are allocated");
+    // The real driver would make a node that allocates; the backend means to have none.
+    if (((Stream *)stream)->capture) return unsupported((Stream *)stream, "memory is allocated");
     if (allocated_bytes() + bytes > memory_limit()) return failed(OUT_OF_MEMORY, "the emulated device has no more memory");
     *address = allocate(bytes);
     return *address ? SUCCESS : failed(OUT_OF_MEMORY, "the emulated device has no more addresses");
@@ -174,8 +193,7 @@ int cuMemFreeAsync(void *address, void *stream) {
     LOCK;
     auto *s = (Stream *)stream;
     if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
-    // Memory that a captured graph uses stays for its replays.
-    if (s->capture) return SUCCESS;
+    if (s->capture) return unsupported(s, "memory is freed");
     s->queue.push_back({++s->asked, [address] { return release((char *)address); }});
     return SUCCESS;
 }
@@ -189,6 +207,7 @@ int cuMemGetInfo_v2(size_t *available, size_t *total) {
 
 int cuMemAllocHost_v2(void **address, size_t bytes) {
     LOCK;
+    if (Result result = prohibited("host memory is pinned")) return result;
     *address = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     if (!*address) return failed(OUT_OF_MEMORY, "the host has no more memory");
     pinned[(char *)*address] = bytes;
@@ -197,6 +216,7 @@ int cuMemAllocHost_v2(void **address, size_t bytes) {
 
 int cuMemFreeHost(void *address) {
     LOCK;
+    if (Result result = prohibited("pinned memory is freed")) return result;
     for (Stream *stream : streams) drain(*stream);
     if (!pinned.erase((char *)address)) return failed(INVALID_VALUE, "host memory is freed that is not pinned");
     free(address);
@@ -206,6 +226,8 @@ int cuMemFreeHost(void *address) {
 int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     LOCK;
     if (is_pinned(from, bytes)) return push((Stream *)stream, [=] { return copy(to, from, bytes, true, false); });
+    // The real driver would read the memory at each replay, whatever is there then.
+    if (streams.count((Stream *)stream) && ((Stream *)stream)->capture) return unsupported((Stream *)stream, "pageable memory is read");
     // Pageable memory has been read when the call returns.
     std::vector<char> staged((const char *)from, (const char *)from + bytes);
     return push((Stream *)stream, [=] { return copy(to, staged.data(), bytes, true, false); });
@@ -214,9 +236,10 @@ int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream)
 int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     LOCK;
     bool later = is_pinned(to, bytes);
+    if (!later && streams.count((Stream *)stream) && ((Stream *)stream)->capture) return unsupported((Stream *)stream, "pageable memory is written");
     int result = push((Stream *)stream, [=] { return copy(to, from, bytes, false, true); });
     // Pageable memory has been written when the call returns.
-    if (result == SUCCESS && !later && !((Stream *)stream)->capture) drain(*(Stream *)stream);
+    if (result == SUCCESS && !later) drain(*(Stream *)stream);
     return result;
 }
 
@@ -258,7 +281,7 @@ int cuStreamSynchronize(void *stream) {
     LOCK;
     auto *s = (Stream *)stream;
     if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
-    if (s->capture) return failed(CAPTURE_INVALIDATED, "a stream that is being captured cannot be waited for");
+    if (s->capture) return unsupported(s, "the end of work is waited for");
     drain(*s);
     return report(*s);
 }
@@ -268,6 +291,7 @@ int cuStreamBeginCapture_v2(void *stream, int) {
     auto *s = (Stream *)stream;
     if (!streams.count(s) || s->capture) return failed(INVALID_HANDLE, "no such stream, or one that is being captured");
     s->capture = std::make_unique<Graph>();
+    s->capturing = std::this_thread::get_id();
     return SUCCESS;
 }
 
@@ -275,7 +299,15 @@ int cuStreamEndCapture(void *stream, void **graph) {
     LOCK;
     auto *s = (Stream *)stream;
     if (!streams.count(s) || !s->capture) return failed(INVALID_HANDLE, "no stream that is being captured");
-    return *graph = s->capture.release(), SUCCESS;
+    std::unique_ptr<Graph> captured = std::move(s->capture);
+    if (captured->spoiled) return *graph = nullptr, failed(CAPTURE_INVALIDATED, "something was asked of the stream that cannot be captured");
+    return *graph = captured.release(), SUCCESS;
+}
+
+int cuGraphGetNodes(void *graph, void **nodes, size_t *count) {
+    LOCK;
+    if (nodes) return failed(INVALID_VALUE, "the emulator tells how many nodes there are and gives none");
+    return *count = ((Graph *)graph)->operations.size(), SUCCESS;
 }
 
 int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
@@ -285,6 +317,7 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
 
 int cuGraphLaunch(void *executable, void *stream) {
     LOCK;
+    if (streams.count((Stream *)stream) && ((Stream *)stream)->capture) return unsupported((Stream *)stream, "a graph is launched");
     for (Operation &operation : ((Graph *)executable)->operations)
         if (Result result = push((Stream *)stream, operation)) return result;
     return SUCCESS;
@@ -304,12 +337,14 @@ int cuEventRecord(void *event, void *stream) {
     LOCK;
     auto *s = (Stream *)stream;
     if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
+    if (s->capture) return unsupported(s, "an event is recorded");
     *(Event *)event = {s, s->asked};
     return SUCCESS;
 }
 
 int cuEventQuery(void *event) {
     LOCK;
+    if (Result result = prohibited("an event is asked for")) return result;
     auto *e = (Event *)event;
     if (!e->stream || !streams.count(e->stream) || e->stream->done >= e->at) return SUCCESS;
     if (dice().coin() && !e->stream->queue.empty()) execute(*e->stream);
@@ -318,6 +353,7 @@ int cuEventQuery(void *event) {
 
 int cuEventSynchronize(void *event) {
     LOCK;
+    if (Result result = prohibited("an event is waited for")) return result;
     auto *e = (Event *)event;
     if (e->stream && streams.count(e->stream))
         while (e->stream->done < e->at && !e->stream->queue.empty()) execute(*e->stream);
@@ -328,6 +364,7 @@ int cuEventSynchronize(void *event) {
 
 int cuModuleLoadData(void **module, const void *image) {
     LOCK;
+    if (Result result = prohibited("a kernel is loaded")) return result;
     // An ELF file ends with its table of section headers.
     auto *bytes = (const unsigned char *)image;
     if (memcmp(bytes, "\177ELF", 4) != 0) return failed(INVALID_IMAGE, "the machine code was not made by the emulator's compiler");

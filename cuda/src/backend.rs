@@ -1,8 +1,8 @@
 //! The contract, each method forwarded to the launcher of its name.
 
 use patchgpt_tensor::{
-    AdamW, Backend, Binary, DType, Destination, Distribution, Limits, LinearCrossEntropy, Memory, Reduction, Result,
-    ScatterIndex, Tensor, Unary,
+    AdamW, Backend, Binary, DType, Destination, Distribution, Limits, LinearCrossEntropy, Memory, Reduction, Replay,
+    Result, ScatterIndex, Tensor, Unary,
 };
 
 use crate::device::Cuda;
@@ -38,6 +38,14 @@ impl Backend for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         self.context().synchronize()
+    }
+
+    fn rehearse(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<usize>> {
+        self.context().rehearse(body).map(Some)
+    }
+
+    fn capture(&self, memory: usize, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
+        Ok(Box::new(self.context().capture(memory, body)?))
     }
 
     fn fill(&self, out: &Tensor, value: f64) -> Result<()> {

@@ -57,7 +57,7 @@ impl Blas {
     pub(crate) fn new(context: Arc<Context>) -> Result<Blas> {
         Library::Cublas.require()?;
         context.bind()?;
-        let workspace = context.allocate(WORKSPACE_BYTES)?;
+        let workspace = context.allocate_lasting(WORKSPACE_BYTES)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the library is there and the pointer valid.
         let created = unsafe { cublas::cublasCreate_v2(&mut handle) };

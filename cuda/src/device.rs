@@ -12,8 +12,9 @@ use crate::compiler::{Compiler, Function};
 use crate::emulator;
 use crate::error::{backend, describe};
 use crate::launch::Specialisation;
-use crate::memory::{Context, CudaMemory, Staging};
+use crate::memory::{Context, CudaMemory};
 use crate::probe::{self, DeviceInfo, Library};
+use crate::staging::Staging;
 use crate::variants::Choices;
 
 /// A CUDA device, or the emulator in its place, with one stream on which everything runs in order.
@@ -217,6 +218,7 @@ impl Cuda {
         if bytes.is_empty() {
             return Ok(());
         }
+        self.context.refuse_in_capture(|| format!("copying {} bytes to the host", bytes.len()))?;
         self.bind()?;
         // SAFETY: both sides are that long (the caller's tensor and slice), and the host side outlives the wait below.
         let result =

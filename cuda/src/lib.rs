@@ -47,6 +47,12 @@
 //! Blocks are one-dimensional (`.threads(n)`), warps are rows of 32 of them. Emulated, threads are fibers that switch only at barriers, warp functions and the ends
 //! of copies, warps run in a random order, shared and fresh memory hold NaN (every byte 0xff), and each launch is one of many schedules (`PATCHGPT_EMULATOR_SEED`).
 //!
+//! # Recorded work
+//! [`Device::capture`](patchgpt_tensor::Device::capture) records launches, copies and fills as a CUDA graph. A replay runs none of the launcher's code: what is passed by value stays as it was recorded, so a number that
+//! changes between replays is read from memory. Tensors and workspaces that are made meanwhile lie in one block that belongs to the graph; other memory that
+//! it names is kept as long as the graph. Waiting for the device, transfers between it and the host, and loading a kernel cannot be recorded, which is why the same work runs once before
+//! ([`Device::rehearse`](patchgpt_tensor::Device::rehearse)).
+//!
 //! # Errors
 //! Everything is a [`patchgpt_tensor::Error`]; what a device reports is [`Error::Backend`](patchgpt_tensor::Error::Backend) with what was being done. A launch that fails on the device is reported
 //! by the next call that waits, as CUDA does; emulated, with kernel, block, thread and reason.
@@ -54,16 +60,17 @@
 mod backend;
 mod blas;
 mod cache;
+mod capture;
 mod compiler;
 mod device;
 mod emulator;
 mod error;
-mod graph;
 mod launch;
 mod limits;
 mod memory;
 mod ops;
 mod probe;
+mod staging;
 mod strided;
 mod tensor_map;
 mod variants;
@@ -71,7 +78,6 @@ mod variants;
 pub use compiler::{Compiled, compile};
 pub use device::Cuda;
 pub use emulator::{address_sanitizer, emulator_compiler};
-pub use graph::Graph;
 pub use launch::{Define, KernelSource, Launch, Specialisation};
 pub use memory::CudaMemory;
 pub use ops::specialisations;
@@ -88,5 +94,6 @@ pub fn memory_model(emulated: bool) -> patchgpt_tensor::MemoryModel {
         logits: ops::linear_cross_entropy::logits(emulated),
         widens_head: false,
         constant: blas::WORKSPACE_BYTES,
+        graphs: true,
     }
 }

@@ -1,12 +1,13 @@
-//! Device memory in the stream's order, pinned staging for uploads, and the context that owns both.
+//! Device memory in the stream's order, and the context that owns it. While work is recorded, memory is a part of the recording's own (capture.rs).
 
 use std::collections::BTreeMap;
-use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cudarc::driver::sys::{self, CUresult};
-use patchgpt_tensor::{Memory, Result, in_words};
+use patchgpt_tensor::{Memory, Place, Result, in_words};
 
+use crate::capture::Recorder;
 use crate::emulator;
 use crate::error::{backend, describe};
 
@@ -17,8 +18,18 @@ pub(crate) struct Context {
     context: sys::CUcontext,
     stream: sys::CUstream,
     pool: sys::CUmemoryPool,
-    account: Mutex<Account>,
+    state: Mutex<State>,
+    /// Whether the stream is being recorded: a copy of what `state` holds, for those who ask often.
+    pub(crate) capturing: AtomicBool,
     emulated: bool,
+}
+
+/// What changes about a context.
+#[derive(Default)]
+pub(crate) struct State {
+    account: Account,
+    /// A rehearsal or a recording that is under way.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context current, which `bind` does before each use.
@@ -89,7 +100,8 @@ impl Context {
             context,
             stream: std::ptr::null_mut(),
             pool: std::ptr::null_mut(),
-            account: Mutex::default(),
+            state: Mutex::default(),
+            capturing: AtomicBool::new(false),
             emulated,
         };
         this.bind()?;
@@ -124,8 +136,11 @@ impl Context {
         self.stream
     }
 
-    /// Makes the context current in this thread.
+    /// Makes the context current in this thread, which must not be beside one that records.
     pub(crate) fn bind(&self) -> Result<()> {
+        if self.capturing.load(Ordering::Acquire) {
+            self.state().check_thread(&self.name)?;
+        }
         // SAFETY: the context is alive until `drop`.
         let result = unsafe { sys::cuCtxSetCurrent(self.context) };
         self.check(result, || "making the context current".into())
@@ -142,51 +157,85 @@ impl Context {
     }
 
     pub(crate) fn synchronize(&self) -> Result<()> {
+        self.refuse_in_capture(|| "waiting for the device".into())?;
         self.bind()?;
         // SAFETY: the stream is alive until `drop`.
         let result = unsafe { sys::cuStreamSynchronize(self.stream) };
         self.check(result, || "a kernel or copy asked for earlier".into())
     }
 
-    fn account(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(|e| e.into_inner())
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Bytes that live allocations hold, and the most they have held.
     pub(crate) fn held(&self) -> (usize, usize) {
-        let account = self.account();
+        let State { account, .. } = &*self.state();
         (account.held, account.peak)
     }
 
-    /// Memory in the stream's order.
+    /// Memory in the stream's order, or of the recording that is under way.
     pub(crate) fn allocate(self: &Arc<Self>, bytes: usize) -> Result<CudaMemory> {
-        let mut address = 0;
-        if bytes > 0 {
-            self.bind()?;
-            // SAFETY: the pointer is valid and the stream alive.
-            let mut result = unsafe { sys::cuMemAllocAsync(&mut address, bytes, self.stream) };
-            if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                // Frees on their way through the stream, and blocks that the pool keeps in other sizes, may make room.
-                self.synchronize()?;
-                // SAFETY: the pool is the device's own and nothing on the stream uses what it keeps.
-                unsafe { sys::cuMemPoolTrimTo(self.pool, 0) };
-                // SAFETY: as above.
-                result = unsafe { sys::cuMemAllocAsync(&mut address, bytes, self.stream) };
-            }
-            if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                return Err(self.out_of_memory(bytes));
-            }
-            self.check(result, || format!("allocating {bytes} bytes"))?;
-            self.account().add(bytes);
+        if bytes == 0 {
+            return Ok(CudaMemory { address: 0, bytes, block: None, _place: None, context: self.clone() });
         }
-        Ok(CudaMemory { address, bytes, context: self.clone() })
+        let (place, arena) = self.state().place(&self.name, bytes)?.unzip();
+        let (block, offset) = match (arena.flatten(), &place) {
+            (Some(block), Some(place)) => (block, place.offset() as u64),
+            _ => (self.block(bytes, false)?, 0),
+        };
+        let address = block.address + offset;
+        Ok(CudaMemory { address, bytes, block: Some(block), _place: place, context: self.clone() })
+    }
+
+    /// Memory that stays, whatever is under way: for what is made once and kept.
+    pub(crate) fn allocate_lasting(self: &Arc<Self>, bytes: usize) -> Result<CudaMemory> {
+        let block = self.block(bytes, false)?;
+        Ok(CudaMemory { address: block.address, bytes, block: Some(block), _place: None, context: self.clone() })
+    }
+
+    /// A block of the driver's, to be cut into places if `is_arena`.
+    pub(crate) fn block(self: &Arc<Self>, bytes: usize, is_arena: bool) -> Result<Arc<Block>> {
+        self.refuse_in_capture(|| format!("allocating {bytes} bytes that stay"))?;
+        self.bind()?;
+        let mut address = 0;
+        // SAFETY: the pointer is valid and the stream alive.
+        let mut result = unsafe { sys::cuMemAllocAsync(&mut address, bytes, self.stream) };
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            // Frees on their way through the stream, and blocks that the pool keeps in other sizes, may make room.
+            self.trim()?;
+            // SAFETY: as above.
+            result = unsafe { sys::cuMemAllocAsync(&mut address, bytes, self.stream) };
+        }
+        if result == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(self.out_of_memory(bytes));
+        }
+        self.check(result, || format!("allocating {bytes} bytes"))?;
+        self.state().account.add(bytes);
+        Ok(Block { address, bytes, is_arena, context: self.clone() }.into())
+    }
+
+    /// Gives memory that nobody holds back to the driver, for others or for blocks of other sizes.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.synchronize()?;
+        // SAFETY: the pool is the device's own and nothing on the stream uses what it keeps.
+        unsafe { sys::cuMemPoolTrimTo(self.pool, 0) };
+        Ok(())
+    }
+
+    /// Gives a block back in the stream's order. The caller has made sure that the stream is not being recorded.
+    pub(crate) fn free(&self, address: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: allocated on this stream and not freed before; work that uses it has been asked for earlier on the same stream.
+            unsafe { sys::cuMemFreeAsync(address, self.stream) };
+        }
     }
 
     fn out_of_memory(&self, bytes: usize) -> patchgpt_tensor::Error {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the context is current and the pointers valid.
         let known = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) } == CUresult::CUDA_SUCCESS;
-        let account = self.account();
+        let State { account, .. } = &*self.state();
         let mut detail = match account.held {
             0 => String::new(),
             _ => format!(" (most of it as {})", account.largest()),
@@ -212,16 +261,49 @@ impl Drop for Context {
     }
 }
 
-/// Device memory; freed in the stream's order when dropped.
+/// Memory of the driver's pool; freed in the stream's order when dropped.
+pub(crate) struct Block {
+    pub(crate) address: u64,
+    pub(crate) bytes: usize,
+    /// Whether it is cut into places.
+    pub(crate) is_arena: bool,
+    context: Arc<Context>,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let mut state = self.context.state();
+        state.account.remove(self.bytes);
+        // A stream that is being recorded frees nothing: the recorder does so at its end.
+        if let Some(freed) = state.recorder.as_mut().and_then(Recorder::freed) {
+            freed.push(self.address);
+            return;
+        }
+        drop(state);
+        self.context.free(self.address);
+    }
+}
+
+/// Device memory: a block of its own, or a place in that of a recording.
 pub struct CudaMemory {
     address: u64,
     bytes: usize,
+    /// `None` if there are no bytes.
+    block: Option<Arc<Block>>,
+    /// Where it lies, or in a rehearsal would lie, in a recording.
+    _place: Option<Place>,
     context: Arc<Context>,
 }
 
 impl CudaMemory {
-    /// The device address of the first byte; 0 if there are none.
+    /// The device address of the first byte; 0 if there are none. For work on the device: a recording that is under way keeps the memory.
     pub fn address(&self) -> u64 {
+        if self.context.capturing.load(Ordering::Acquire)
+            && let Some(block) = self.block.as_ref().filter(|block| !block.is_arena)
+            && let Some(recorder) = &mut self.context.state().recorder
+        {
+            recorder.keep(block);
+        }
         self.address
     }
 
@@ -236,100 +318,6 @@ impl CudaMemory {
 }
 
 impl Memory for CudaMemory {}
-
-impl Drop for CudaMemory {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.context.account().remove(self.bytes);
-            if self.context.bind().is_ok() {
-                // SAFETY: allocated on this stream and not freed before; work that uses it has been asked for earlier on the same stream.
-                unsafe { sys::cuMemFreeAsync(self.address, self.context.stream) };
-            }
-        }
-    }
-}
-
-/// Uploads up to this size go through pinned memory without waiting; larger ones are left to the driver's own staging.
-const STAGED_BYTES: usize = 8 << 20;
-
-/// Pinned host memory through which uploads pass, so that the host does not wait for the device.
-pub(crate) struct Staging {
-    context: Arc<Context>,
-    blocks: Mutex<Vec<Pinned>>,
-}
-
-/// Pinned memory and the event that tells when the device has read it.
-struct Pinned {
-    host: *mut c_void,
-    bytes: usize,
-    read: sys::CUevent,
-}
-
-// SAFETY: reached only through the mutex; the driver's handles may be used from any thread with the context current.
-unsafe impl Send for Pinned {}
-
-impl Staging {
-    pub(crate) fn new(context: Arc<Context>) -> Staging {
-        Staging { context, blocks: Mutex::default() }
-    }
-
-    /// Copies host bytes to the device; they are free again when this returns.
-    pub(crate) fn upload(&self, to: u64, bytes: &[u8]) -> Result<()> {
-        let context = &*self.context;
-        context.bind()?;
-        let what = || format!("copying {} bytes to the device", bytes.len());
-        if bytes.len() > STAGED_BYTES {
-            // SAFETY: both sides are that long; from pageable memory the driver has read the host side when this returns.
-            let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), context.stream()) };
-            return context.check(result, what);
-        }
-        let mut blocks = self.blocks.lock().unwrap_or_else(|e| e.into_inner());
-        let found = blocks.iter().position(|block| {
-            // SAFETY: the event is alive as long as the block.
-            block.bytes >= bytes.len() && unsafe { sys::cuEventQuery(block.read) } == CUresult::CUDA_SUCCESS
-        });
-        let block = match found {
-            Some(index) => blocks.swap_remove(index),
-            None => self.pin(bytes.len().next_power_of_two().max(4096))?,
-        };
-        // SAFETY: the block is at least as long as the bytes and the device has read what was in it before.
-        let result = unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), block.host.cast::<u8>(), bytes.len());
-            sys::cuMemcpyHtoDAsync_v2(to, block.host, bytes.len(), context.stream())
-        };
-        // SAFETY: event and stream are alive.
-        let recorded = unsafe { sys::cuEventRecord(block.read, context.stream()) };
-        blocks.push(block);
-        context.check(result, what)?;
-        context.check(recorded, what)
-    }
-
-    fn pin(&self, bytes: usize) -> Result<Pinned> {
-        let context = &*self.context;
-        let (mut host, mut read) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the context is current and the pointer valid; freed in `drop`.
-        let result = unsafe { sys::cuMemAllocHost_v2(&mut host, bytes) };
-        context.check(result, || format!("pinning {} of host memory", in_words(bytes)))?;
-        // SAFETY: as above.
-        let result = unsafe { sys::cuEventCreate(&mut read, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32) };
-        context.check(result, || "making an event".into())?;
-        Ok(Pinned { host, bytes, read })
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        let bound = self.context.bind().is_ok();
-        for block in self.blocks.get_mut().unwrap_or_else(|e| e.into_inner()).drain(..).filter(|_| bound) {
-            // SAFETY: made in `pin`, freed once, and after the device has read it.
-            unsafe {
-                sys::cuEventSynchronize(block.read);
-                sys::cuEventDestroy_v2(block.read);
-                sys::cuMemFreeHost(block.host);
-            }
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -84,6 +84,7 @@ impl Library {
                 "cuStreamSynchronize",
                 "cuStreamBeginCapture_v2",
                 "cuStreamEndCapture",
+                "cuGraphGetNodes",
                 "cuGraphInstantiateWithFlags",
                 "cuGraphLaunch",
                 "cuGraphDestroy",

@@ -57,6 +57,12 @@ pub enum Error {
         /// What holds them, with bytes.
         parts: Vec<(&'static str, usize)>,
     },
+    /// A training step that the device could not record.
+    #[error(
+        "the training step could not be recorded as a CUDA graph: {}. With --no-graph (device.graph = false) it is made as it is, to the same bits",
+        .0.trim_end_matches('.')
+    )]
+    Graph(String),
     /// A tensor op that refused its arguments, or a device that failed or ran out of memory.
     #[error(transparent)]
     Tensor(#[from] patchgpt_tensor::Error),

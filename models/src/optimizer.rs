@@ -77,21 +77,44 @@ impl AdamW {
     /// # Errors
     /// A learning rate that is not finite, a `clip_norm` that is not positive, parameters of another model.
     pub fn step(&mut self, parameters: &Parameters, learning_rate: f64, clip_norm: Option<f64>) -> Result<Tensor> {
-        if !learning_rate.is_finite() {
-            return Err(Error::Config(format!("the learning rate {learning_rate} is not a number to step by")));
-        }
-        let (norm, clip) = parameters.gradients().global_norm(clip_norm.unwrap_or(f64::INFINITY))?;
-        let steps = self.steps + 1;
+        AdamW::check(learning_rate)?;
+        let gradients = parameters.gradients();
+        let norm = Tensor::empty(&[], gradients.dtype(), gradients.device())?;
         self.learning_rate.fill_(learning_rate)?;
-        self.step.fill_(steps as f64)?;
+        self.step.fill_((self.steps + 1) as f64)?;
+        self.update(parameters, &self.learning_rate, &self.step, clip_norm, &norm)?;
+        self.advance();
+        Ok(norm)
+    }
+
+    /// Refuses a learning rate that cannot be stepped by.
+    pub(crate) fn check(learning_rate: f64) -> Result<()> {
+        match learning_rate.is_finite() {
+            true => Ok(()),
+            false => Err(Error::Config(format!("the learning rate {learning_rate} is not a number to step by"))),
+        }
+    }
+
+    /// The device's part of [`AdamW::step`]: the learning rate and the number of the update, counted from 1, are 0-d on the device, and the norm goes
+    /// into `norm`, so that it can be recorded and replayed. The host counts with [`AdamW::advance`].
+    pub(crate) fn update(
+        &self,
+        parameters: &Parameters,
+        learning_rate: &Tensor,
+        step: &Tensor,
+        clip_norm: Option<f64>,
+        norm: &Tensor,
+    ) -> Result<()> {
+        let clip = Tensor::empty(&[], norm.dtype(), norm.device())?;
+        parameters.gradients().global_norm_into(clip_norm.unwrap_or(f64::INFINITY), norm, &clip)?;
         patchgpt_tensor::AdamW {
             parameters: parameters.values(),
             gradients: parameters.gradients(),
             first_moment: &self.first_moment,
             second_moment: &self.second_moment,
-            learning_rate: &self.learning_rate,
+            learning_rate,
             clip: &clip,
-            step: &self.step,
+            step,
             beta1: self.settings.beta1,
             beta2: self.settings.beta2,
             eps: self.settings.eps,
@@ -99,9 +122,18 @@ impl AdamW {
             decay_len: parameters.decay_len(),
         }
         .run()?;
-        parameters.refresh()?;
-        self.steps = steps;
-        Ok(norm)
+        parameters.refresh()
+    }
+
+    /// Tells that a replayed step has written the moments.
+    pub(crate) fn mark_written(&self) {
+        self.first_moment.mark_written();
+        self.second_moment.mark_written();
+    }
+
+    /// Counts an update that the device has been given.
+    pub(crate) fn advance(&mut self) {
+        self.steps += 1;
     }
 
     /// Moments and step count back to zero.

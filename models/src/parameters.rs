@@ -213,6 +213,14 @@ impl Parameters {
         }
     }
 
+    /// Tells that a replayed step has written values and gradients, which no method of theirs has seen.
+    pub(crate) fn mark_written(&self) {
+        [Some(&self.values), self.rounded.as_ref(), Some(&self.gradients)]
+            .into_iter()
+            .flatten()
+            .for_each(Tensor::mark_written);
+    }
+
     /// All values in f32 or f64, flat, gaps included. After writing to them call [`Parameters::refresh`].
     pub fn values(&self) -> &Tensor {
         &self.values

@@ -1,16 +1,17 @@
 //! The memory of a training step before it is made: the step runs on [`Meta`], which computes nothing and counts what every tensor would
 //! hold, on whatever device and at whatever size. What is counted is therefore what the code allocates, not a formula beside it.
 
+use patchgpt_autograd::no_grad;
 use patchgpt_cuda as cuda;
-use patchgpt_tensor::{MemoryModel, Meta};
+use patchgpt_tensor::{DType, MemoryModel, Meta, Tensor};
 use serde::Serialize;
 
 use crate::config::{Config, Device, Recompute};
 use crate::data::{Batch, InvertedIndex};
-use crate::gpt::Gpt;
+use crate::gpt::{Gpt, TrainBatch};
 use crate::optimizer::AdamW;
 use crate::train::stages::{Stage, StageName};
-use crate::train::{self, stage_shape};
+use crate::train::{self, Stepper, stage_shape};
 use crate::{Error, Result};
 
 /// Share of a device's memory that is left to its driver, loaded kernels and gaps between blocks.
@@ -35,6 +36,15 @@ pub struct Footprint {
     pub logits: usize,
     /// All of it at the step's peak.
     pub peak: usize,
+    /// What an evaluation between steps holds beside that: where steps are recorded, their memory is the graph's.
+    pub evaluation: usize,
+}
+
+impl Footprint {
+    /// What the device must have.
+    pub fn needed(&self) -> usize {
+        self.peak + self.evaluation
+    }
 }
 
 /// How the device of `config` takes memory.
@@ -56,14 +66,20 @@ pub fn footprint(config: &Config, name: StageName) -> Result<Footprint> {
     let meta = Meta::new(model);
     let gpt = train::initial_model(config, &meta.device())?;
     let mut optimizer = AdamW::new(gpt.parameters(), (&config.train).into())?;
-    let mut batch = blank(&stage, stage.micro_batch, &gpt)?;
-    // A second pass, where there is one, adds to the gradients of the first.
-    let passes = stage.sequences.div_ceil(stage.micro_batch).min(2);
-    batch.valid_weight /= passes as f64;
-    let passes = vec![batch; passes];
-    train::step(&gpt, &mut optimizer, &passes, &stage.regime.weights(), config.train.lr, config.train.clip)?;
+    let batch = blank(&stage, stage.micro_batch, &gpt)?;
+    // A second pass, where there is one, adds to the gradients of the first; those after it add their batches.
+    let count = stage.sequences.div_ceil(stage.micro_batch);
+    let _others = Tensor::zeros(&[count.saturating_sub(2) * batch.integers()], DType::I32, gpt.device())?;
+    let passes = vec![batch; count.min(2)];
+    let graphs = model.graphs && config.device.graphs();
+    let mut stepper = Stepper::new(graphs);
+    // Once as it is, and where steps are recorded once in the graph's own memory.
+    for _ in 0..1 + usize::from(graphs) {
+        stepper.step(&gpt, &mut optimizer, &passes, &stage.regime.weights(), config.train.lr, config.train.clip)?;
+    }
     let [weights, gradients, moments] = train::held_by(&gpt, &optimizer).map(|(_, bytes)| bytes);
     let peak = meta.memory_peak();
+    let evaluation = if graphs { evaluation(config, &gpt)? } else { 0 };
     let rows = stage.micro_batch * stage.positions;
     let (logit, vocabulary) = (logit_size(config), config.model.vocab_size);
     Ok(Footprint {
@@ -75,7 +91,19 @@ pub fn footprint(config: &Config, name: StageName) -> Result<Footprint> {
         activations: peak.saturating_sub(weights + gradients + moments),
         logits: model.logits.rows_of(rows, vocabulary, logit) * vocabulary * logit,
         peak,
+        evaluation,
     })
+}
+
+/// What an evaluation holds beside the model, as training has its batches.
+fn evaluation(config: &Config, gpt: &Gpt) -> Result<usize> {
+    let sequences = config.train.micro_batch.unwrap_or(config.train.batch_size);
+    let batch = blank(&Stage::alone(config, StageName::Token, 1)?, sequences, gpt)?;
+    let held = gpt.device().rehearse(|| {
+        let batch = TrainBatch::new(&batch, &[1.0], gpt)?;
+        no_grad(|| gpt.loss(&batch, &batch.mean_scale()?)).map(drop)
+    })?;
+    Ok(held.unwrap_or(0))
 }
 
 /// Bytes of a logit.
@@ -116,7 +144,7 @@ pub fn choices(config: &Config, name: StageName, memory: usize) -> Result<Vec<Fo
             footprint(&config, name)
         };
         let mut best = at(1)?;
-        if best.peak > room {
+        if best.needed() > room {
             continue;
         }
         // `most` is one that does not fit, or one more than there are.
@@ -126,7 +154,7 @@ pub fn choices(config: &Config, name: StageName, memory: usize) -> Result<Vec<Fo
             let middle =
                 if most > sequences { (2 * best.micro_batch).min(sequences) } else { (best.micro_batch + most) / 2 };
             let tried = at(middle)?;
-            if tried.peak <= room { best = tried } else { most = middle }
+            if tried.needed() <= room { best = tried } else { most = middle }
         }
         found.push(best);
     }
@@ -192,6 +220,23 @@ mod tests {
         assert_eq!((half.gradients, half.moments), (found.gradients, found.moments));
         let [cheap, blocks] = ["cheap", "blocks"].map(|level| footprint(&small(&[level]), StageName::Token).unwrap());
         assert!(blocks.activations < cheap.activations && cheap.activations < found.activations);
+    }
+
+    #[test]
+    fn recorded_steps_hold_their_memory_while_others_compute() {
+        let mut config = small(&["bf16"]);
+        config.train.micro_batch = Some(3);
+        config.device.device = Device::Cuda;
+        let recorded = footprint(&config, StageName::Token).unwrap();
+        config.device.graph = Some(false);
+        let eager = footprint(&config, StageName::Token).unwrap();
+        // Places of allocations that come and go leave gaps.
+        assert!((eager.peak..eager.peak + eager.activations / 10).contains(&recorded.peak), "{recorded:?}, {eager:?}");
+        assert_eq!((eager.evaluation, eager.needed()), (0, eager.peak));
+        assert!(recorded.evaluation > recorded.logits && recorded.evaluation < recorded.activations, "{recorded:?}");
+        assert_eq!(recorded.needed(), recorded.peak + recorded.evaluation);
+        config.device.device = Device::Cpu;
+        assert_eq!(footprint(&config, StageName::Token).unwrap().evaluation, 0, "the CPU records nothing");
     }
 
     #[test]

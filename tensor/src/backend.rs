@@ -14,7 +14,7 @@
 
 use std::any::Any;
 
-use crate::{DType, Limits, Memory, Result, ScatterIndex, Tensor};
+use crate::{DType, Error, Limits, Memory, Replay, Result, ScatterIndex, Tensor};
 
 /// The target that is not scored (PyTorch's convention); the only negative target allowed.
 pub const IGNORE_INDEX: i32 = -100;
@@ -213,6 +213,18 @@ pub trait Backend: Any + Send + Sync {
         None
     }
 
+    /// Runs `body`; the bytes of memory that [`Backend::capture`] needs for it, `None` where nothing can be recorded. See [`Device::rehearse`](crate::Device::rehearse).
+    fn rehearse(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<usize>> {
+        body()?;
+        Ok(None)
+    }
+
+    /// Records what `body` asks of the device instead of running it; what it allocates lies in `memory` bytes of the recording's own. See
+    /// [`Device::capture`](crate::Device::capture).
+    fn capture(&self, _memory: usize, _body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
+        Err(Error::Backend { device: self.name(), message: "this device records nothing to be replayed".into() })
+    }
+
     /// Every element of `out` (any dtype, any strides) becomes `value`, rounded to nearest.
     fn fill(&self, out: &Tensor, value: f64) -> Result<()>;
 
@@ -398,6 +410,6 @@ pub trait Backend: Any + Send + Sync {
 pub(crate) fn floating(op: &'static str, dtype: DType) -> Result<()> {
     match dtype {
         DType::F32 | DType::F64 | DType::BF16 => Ok(()),
-        other => Err(crate::Error::dtype(op, "f32, f64 or bf16", other)),
+        other => Err(Error::dtype(op, "f32, f64 or bf16", other)),
     }
 }

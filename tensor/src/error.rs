@@ -89,7 +89,7 @@ pub enum Error {
 }
 
 /// `Result` with this crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Bytes for people: `1.5 GiB`.
 pub fn in_words(bytes: usize) -> String {

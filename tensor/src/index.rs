@@ -19,7 +19,7 @@ impl IndexRange {
     /// The range of host data; `None` for floating-point data.
     pub(crate) fn of_host<E: Element>(data: &[E]) -> Option<IndexRange> {
         match E::DTYPE {
-            DType::I32 => Some(IndexRange::of(bytemuck::cast_slice::<E, i32>(data).iter().map(|&i| i as i64))),
+            DType::I32 => Some(IndexRange::of_i32(bytemuck::cast_slice(data))),
             DType::I64 => Some(IndexRange::of(bytemuck::cast_slice::<E, i64>(data).iter().copied())),
             _ => None,
         }
@@ -27,6 +27,18 @@ impl IndexRange {
 
     fn of(indices: impl Iterator<Item = i64>) -> IndexRange {
         indices.fold(IndexRange::EMPTY, |range, i| range.union(IndexRange::one(i)))
+    }
+
+    /// The range of a batch's ids, taken at every step: without a branch, so that several are looked at at a time.
+    fn of_i32(indices: &[i32]) -> IndexRange {
+        let (mut low, mut high, mut ignored) = (i32::MAX, i32::MIN, false);
+        for &index in indices {
+            let skipped = index == IGNORE_INDEX;
+            low = low.min(if skipped { i32::MAX } else { index });
+            high = high.max(if skipped { i32::MIN } else { index });
+            ignored |= skipped;
+        }
+        IndexRange { low: low.into(), high: high.into(), ignored }
     }
 
     /// The range of one index.
@@ -76,6 +88,18 @@ pub(crate) fn check_indices(op: &'static str, indices: &Tensor, bound: usize, ig
                 }
             }
         }
+    }
+}
+
+impl Tensor {
+    /// Checks that every index of this tensor is in `0..bound`, or [`IGNORE_INDEX`] where `ignorable`, as ops do that read indices: what comes
+    /// from the host is known by its range, and nothing is read back. For indices that are written again between replays of a [`Graph`](crate::Graph),
+    /// which runs no checks.
+    ///
+    /// # Errors
+    /// An index outside; another dtype than i32; indices that a kernel has written.
+    pub fn check_indices(&self, op: &'static str, bound: usize, ignorable: bool) -> Result<()> {
+        check_indices(op, self, bound, ignorable)
     }
 }
 
@@ -130,21 +154,57 @@ impl ScatterIndex {
     /// # Errors
     /// `offsets` that do not ascend from 0 to the number of positions; positions outside `0..order.len()`.
     pub fn from_parts(order: &[i32], offsets: &[i32], device: &Device) -> Result<ScatterIndex> {
+        ScatterIndex::check(order, offsets)?;
+        Ok(ScatterIndex {
+            order: Tensor::from_slice(order, &[order.len()], device)?,
+            offsets: Tensor::from_slice(offsets, &[offsets.len()], device)?,
+        })
+    }
+
+    /// Checks the parts of an index on the host, as [`ScatterIndex::from_parts`] does.
+    ///
+    /// # Errors
+    /// As [`ScatterIndex::from_parts`].
+    pub fn check(order: &[i32], offsets: &[i32]) -> Result<()> {
         let op = "scatter_index";
-        let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
+        // Looked at to the end, without a branch, as above.
+        let ascending = offsets.windows(2).fold(true, |ascending, w| ascending & (w[0] <= w[1]));
         if offsets.first() != Some(&0) || !ascending || offsets.last().map(|&o| o as usize) != Some(order.len()) {
             return Err(Error::value(
                 op,
                 format!("offsets must ascend from 0 to the number of positions, {}", order.len()),
             ));
         }
-        if let Some((position, &p)) = order.iter().enumerate().find(|&(_, &p)| p < 0 || p as usize >= order.len()) {
+        let outside = |p: i32| p < 0 || p as usize >= order.len();
+        if order.iter().fold(false, |any, &p| any | outside(p))
+            && let Some((position, &p)) = order.iter().enumerate().find(|&(_, &p)| outside(p))
+        {
             return Err(Error::Index { op, index: p as i64, position, low: 0, high: order.len() as i64 });
         }
-        Ok(ScatterIndex {
-            order: Tensor::from_slice(order, &[order.len()], device)?,
-            offsets: Tensor::from_slice(offsets, &[offsets.len()], device)?,
-        })
+        Ok(())
+    }
+
+    /// An index in tensors that are written again for every batch: what is written must have passed [`ScatterIndex::check`]; zeros are an index without positions.
+    ///
+    /// # Errors
+    /// Tensors that are not flat, contiguous i32 on one device; no offsets.
+    pub fn over(order: Tensor, offsets: Tensor) -> Result<ScatterIndex> {
+        for part in [&order, &offsets] {
+            if part.dtype() != DType::I32
+                || part.rank() != 1
+                || !part.is_contiguous()
+                || part.device() != order.device()
+            {
+                return Err(Error::value(
+                    "scatter_index",
+                    format!("flat, contiguous i32 on one device expected, got {:?} {}", part.layout(), part.dtype()),
+                ));
+            }
+        }
+        if offsets.is_empty() {
+            return Err(Error::value("scatter_index", "an index has one offset more than ids: at least one"));
+        }
+        Ok(ScatterIndex { order, offsets })
     }
 
     /// i32 [positions]: flat positions in the id tensor, sorted by id and, within an id, ascending.

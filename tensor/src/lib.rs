@@ -7,11 +7,13 @@
 //! An op has one name in every room: `rms_norm` is a method of the contract (`backend.rs`), a checked method of
 //! [`Tensor`] (`ops/rms_norm.rs`) and a CPU kernel (`cpu/rms_norm.rs`).
 
+mod arena;
 mod backend;
 pub mod cpu;
 mod device;
 mod dtype;
 mod error;
+mod graph;
 mod index;
 mod layout;
 mod limits;
@@ -20,12 +22,14 @@ mod ops;
 pub mod profile;
 mod tensor;
 
+pub use arena::{Arena, Place};
 pub use backend::{
     AdamW, Backend, Binary, Destination, Distribution, IGNORE_INDEX, LinearCrossEntropy, PRIMITIVES, Reduction, Unary,
 };
 pub use device::{Buffer, Device, Memory};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result, in_words};
+pub use graph::{Graph, Replay};
 pub use index::ScatterIndex;
 pub use layout::{Layout, MAX_RANK, broadcast_shape};
 pub use limits::Limits;

@@ -15,12 +15,12 @@
 //! Checks of shapes, dtypes and indices are those of every device, since they stand before it. A [`Profiler`](crate::profile::Profiler) around it
 //! counts FLOPs and bytes. Elements that are read are unknown: NaN, and -1 in integers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
 use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
-use crate::{Device, Memory, Result, ScatterIndex, Tensor};
+use crate::{Arena, Device, Error, Memory, Place, Replay, Result, ScatterIndex, Tensor};
 
 /// How many rows of logits the head and its loss hold at a time: `bytes` of them, but at least `rows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,8 @@ pub struct MemoryModel {
     pub widens_head: bool,
     /// Bytes that the device holds from the start, tensors or not.
     pub constant: usize,
+    /// Whether the device records work to be replayed, in memory of the recording's own.
+    pub graphs: bool,
 }
 
 impl MemoryModel {
@@ -59,6 +61,7 @@ impl MemoryModel {
             logits: HOST_LOGITS,
             widens_head: crate::cpu::widens_head(),
             constant: 0,
+            graphs: false,
         }
     }
 }
@@ -67,6 +70,15 @@ impl MemoryModel {
 pub struct Meta {
     model: MemoryModel,
     account: Arc<Account>,
+    recorder: Mutex<Option<Recorder>>,
+}
+
+/// What is under way.
+#[derive(Clone)]
+struct Recorder {
+    arena: Arena,
+    /// Whether places in the arena are all the memory there is, as in a recording, or stand beside memory as usual, as in a rehearsal.
+    capturing: bool,
 }
 
 #[derive(Default)]
@@ -79,7 +91,7 @@ impl Meta {
     /// A device that counts memory as `model` says.
     pub fn new(model: MemoryModel) -> Arc<Meta> {
         let account = Account { held: model.constant.into(), peak: model.constant.into() };
-        Arc::new(Meta { model, account: Arc::new(account) })
+        Arc::new(Meta { model, account: Arc::new(account), recorder: Mutex::default() })
     }
 
     /// The device to make tensors on.
@@ -98,13 +110,52 @@ impl Meta {
     }
 }
 
+impl Meta {
+    fn recorder(&self) -> Option<Recorder> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn hold(&self, bytes: usize, place: Option<Place>) -> Nothing {
+        let account = self.account.clone();
+        let held = account.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        account.peak.fetch_max(held, Ordering::Relaxed);
+        Nothing { bytes, account, _place: place }
+    }
+
+    /// Runs `body` with its allocations in an arena.
+    fn record(&self, capturing: bool, body: &mut dyn FnMut() -> Result<()>) -> Result<Arena> {
+        let arena = Arena::new();
+        let set = |recorder| *self.recorder.lock().unwrap_or_else(PoisonError::into_inner) = recorder;
+        set(Some(Recorder { arena: arena.clone(), capturing }));
+        let done = body();
+        set(None);
+        done.map(|()| arena)
+    }
+}
+
 /// So many bytes of nothing.
 struct Nothing {
     bytes: usize,
     account: Arc<Account>,
+    _place: Option<Place>,
 }
 
 impl Memory for Nothing {}
+
+/// Recorded nothing, and the memory that it would hold.
+struct Recorded {
+    _memory: Nothing,
+}
+
+impl Replay for Recorded {
+    fn replay(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn operations(&self) -> usize {
+        0
+    }
+}
 
 impl Drop for Nothing {
     fn drop(&mut self) {
@@ -127,10 +178,35 @@ impl Backend for Meta {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Box<dyn Memory>> {
-        let (bytes, account) = ((self.model.allocation)(bytes), self.account.clone());
-        let held = account.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        account.peak.fetch_max(held, Ordering::Relaxed);
-        Ok(Box::new(Nothing { bytes, account }))
+        let recorder = self.recorder();
+        let place = recorder.as_ref().map(|recorder| recorder.arena.place(bytes));
+        let capturing = recorder.is_some_and(|recorder| recorder.capturing);
+        let bytes = if capturing { 0 } else { (self.model.allocation)(bytes) };
+        Ok(Box::new(self.hold(bytes, place)))
+    }
+
+    fn rehearse(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<usize>> {
+        if !self.model.graphs {
+            body()?;
+            return Ok(None);
+        }
+        Ok(Some(self.record(false, body)?.extent()))
+    }
+
+    fn capture(&self, memory: usize, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Replay>> {
+        let held = self.hold((self.model.allocation)(memory), None);
+        let arena = self.record(true, body)?;
+        match arena.extent() <= memory && arena.taken() == 0 {
+            true => Ok(Box::new(Recorded { _memory: held })),
+            false => Err(Error::Backend {
+                device: self.name(),
+                message: format!(
+                    "a recording of {memory} bytes took {} and left {} tensors behind",
+                    arena.extent(),
+                    arena.taken()
+                ),
+            }),
+        }
     }
 
     fn download(&self, _: &Tensor, bytes: &mut [u8]) -> Result<()> {
@@ -188,7 +264,7 @@ mod tests {
 
     fn exact() -> Arc<Meta> {
         let logits = LogitChunk { bytes: 1 << 10, rows: 2 };
-        Meta::new(MemoryModel { allocation: |bytes| bytes, logits, widens_head: false, constant: 100 })
+        Meta::new(MemoryModel { allocation: |bytes| bytes, logits, widens_head: false, constant: 100, graphs: true })
     }
 
     #[test]
@@ -210,6 +286,27 @@ mod tests {
         assert!(a.to_vec::<f32>().expect("elements").iter().all(|x| x.is_nan()));
         let ids = Tensor::from_slice(&[9i32], &[1, 1], &device).expect("a tensor");
         assert!(matches!(a.patch_embedding(&ids), Err(Error::Index { .. })), "an id beyond the table");
+    }
+
+    #[test]
+    fn a_recording_holds_what_its_rehearsal_told_and_nothing_may_outlive_it() {
+        let meta = exact();
+        let device = meta.device();
+        let a = Tensor::zeros(&[100], DType::F32, &device).expect("a tensor");
+        let work = || a.copy_(&a.gelu()?.gelu()?);
+        let memory = device.rehearse(work).expect("a run").expect("a device that records");
+        assert_eq!((memory, meta.memory_held(), meta.memory_peak()), (1024, 500, 500 + 800));
+        let graph = device.capture(memory, work).expect("a recording");
+        assert_eq!((meta.memory_held(), meta.memory_peak()), (500 + 1024, 500 + 1024));
+        graph.replay().expect("a replay");
+        drop(graph);
+        assert_eq!(meta.memory_held(), 500);
+        let mut kept = None;
+        let leaves = device.capture(memory, || a.gelu().map(|made| kept = Some(made)));
+        assert!(leaves.is_err_and(|error| error.to_string().contains("1 tensors behind")));
+        assert!(device.capture(256, work).is_err(), "less memory than it needs");
+        let own = device.rehearse(|| Err::<(), _>(Error::value("mine", "an error of the work's own")));
+        assert!(own.is_err_and(|error| error.to_string().contains("of the work's own")));
     }
 
     #[test]

@@ -15,6 +15,14 @@ pub fn device() -> &'static Device {
     DEVICE.get_or_init(|| open().into_device())
 }
 
+/// The same device opened once more, with a stream and kernels of its own: for tests that record, beside which nobody may use the stream.
+///
+/// # Panics
+/// If it cannot be opened.
+pub fn own_device() -> Device {
+    open().into_device()
+}
+
 /// The same device with a variant of a kernel family, such as `attention=sm80`.
 ///
 /// # Panics

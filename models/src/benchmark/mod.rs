@@ -22,7 +22,7 @@ use crate::train::stages::StageName;
 use crate::train::{dtype, open_device};
 use crate::{Error, Result};
 
-/// Steps before those that are measured: the first ones fill the pool of memory.
+/// Steps before those that are measured: the first ones fill the pool of memory, and the second is recorded where the device can.
 pub const WARM_UP_STEPS: usize = 2;
 
 /// Steps that are profiled, at most.
@@ -82,6 +82,10 @@ pub struct Measurement {
     pub step_seconds_max: f64,
     /// Median of what a step waited for its batch; part of its seconds.
     pub loading_seconds: f64,
+    /// Median of what a step kept the host, until all of its work had been given to the device; on the CPU, which is the device, nearly all of it.
+    pub host_seconds: f64,
+    /// Kernels, copies and fills of the graph that a step replays; absent where steps are not recorded.
+    pub graph_operations: Option<usize>,
     /// Cores that other processes kept busy during the measured steps, on average; a figure taken beside others' work says little.
     pub others_cores: Option<f64>,
     /// Loss of the last step.
@@ -128,14 +132,14 @@ pub fn benchmark(config: &Config, name: StageName, steps: usize, mut tell: impl 
     }
     let device = open_device(&config.device)?;
     tell(&format!("{WARM_UP_STEPS} steps of warm-up and {steps} measured, on {device}"));
-    let (timed, others_cores, stage) = {
+    let (timed, others_cores, stage, graph_operations) = {
         let (mut feed, mut session) = (Feed::new(config, name)?, Session::new(config, &device)?);
         for _ in 0..WARM_UP_STEPS {
             session.step(&mut feed)?;
         }
         let busy = machine::Busy::now();
         let timed = (0..steps).map(|_| session.step(&mut feed)).collect::<Result<Vec<_>>>()?;
-        (timed, busy.and_then(machine::Busy::others_since), feed.stage().clone())
+        (timed, busy.and_then(machine::Busy::others_since), feed.stage().clone(), feed.operations())
     };
     let (peak_memory_bytes, peak_tensor_bytes) = (peak_memory(), device.backend().memory_peak());
     tell("the ceilings of this machine");
@@ -168,6 +172,8 @@ pub fn benchmark(config: &Config, name: StageName, steps: usize, mut tell: impl 
         step_seconds_min: seconds[0],
         step_seconds_max: seconds[seconds.len() - 1],
         loading_seconds: median(&sorted(timed.iter().map(|step| step.waited))),
+        host_seconds: median(&sorted(timed.iter().map(|step| step.host))),
+        graph_operations,
         others_cores,
         loss: timed[timed.len() - 1].step.loss,
         model_flops_per_step: stage.model_flops_per_step,

@@ -11,7 +11,7 @@ use crate::data::{Batch, Loader, Sampler, SplitMix64, TokenFile, TokenFileWriter
 use crate::gpt::Gpt;
 use crate::optimizer::AdamW;
 use crate::train::stages::{Stage, StageName};
-use crate::train::{self, Step, StepBatches, stage_shape};
+use crate::train::{self, Step, StepBatches, Stepper, stage_shape};
 use crate::{Error, Result};
 
 /// Steps whose batches are made ahead of time, as in a training run.
@@ -31,6 +31,8 @@ pub struct Feed {
     stage: Stage,
     target_weights: Vec<f64>,
     batches: Loader<Vec<Batch>>,
+    /// What the steps of this regime have in common.
+    stepper: Stepper,
     /// The token file's folder: it goes when the feed does.
     _folder: TempDir,
 }
@@ -47,12 +49,18 @@ impl Feed {
         let sampler = Sampler::new(file.token_count(), None, &[stage_shape(&stage)], config.train.seed)?;
         let batches = StepBatches::new(file, sampler, 0, &stage, 0, config.model.vocab_size);
         let target_weights = stage.regime.weights();
-        Ok(Feed { stage, target_weights, batches: Loader::start(batches, STEPS_AHEAD)?, _folder: folder })
+        let (batches, stepper) = (Loader::start(batches, STEPS_AHEAD)?, Stepper::new(config.device.graphs()));
+        Ok(Feed { stage, target_weights, batches, stepper, _folder: folder })
     }
 
     /// Regime and sizes of the steps.
     pub fn stage(&self) -> &Stage {
         &self.stage
+    }
+
+    /// Kernels, copies and fills of a step, where the device has recorded one.
+    pub fn operations(&self) -> Option<usize> {
+        self.stepper.operations()
     }
 }
 
@@ -76,6 +84,8 @@ pub struct TimedStep {
     pub seconds: f64,
     /// Of these, how long the batch was waited for.
     pub waited: f64,
+    /// Of these, how long the host was busy until the device had been given all of the step's work.
+    pub host: f64,
 }
 
 /// A model in training.
@@ -111,7 +121,9 @@ impl Session {
         let passes = passes?;
         let waited = begun.elapsed().as_secs_f64();
         let (rate, clip) = (self.learning_rate, self.clip);
-        let step = train::step(&self.gpt, &mut self.optimizer, &passes, &feed.target_weights, rate, clip)?;
+        let Feed { stepper, target_weights, .. } = feed;
+        let step = stepper.step(&self.gpt, &mut self.optimizer, &passes, target_weights, rate, clip)?;
+        let host = stepper.host_time().as_secs_f64();
         let seconds = begun.elapsed().as_secs_f64();
         if !(step.loss.is_finite() && step.grad_norm.is_finite()) {
             return Err(Error::Metrics(format!(
@@ -119,6 +131,6 @@ impl Session {
                 step.loss, step.grad_norm
             )));
         }
-        Ok(TimedStep { step, seconds, waited })
+        Ok(TimedStep { step, seconds, waited, host })
     }
 }

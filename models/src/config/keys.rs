@@ -83,6 +83,10 @@ pub const KEYS: &[Key] = &[
     text("device.device", "cpu, cuda, or cuda:emulated (the CUDA kernels on the CPU, to find mistakes)"),
     text("device.dtype", "f32, bf16 or f64"),
     free("device.threads", "threads; absent: one per core. Results do not depend on it"),
+    free(
+        "device.graph",
+        "false: a training step on a card is not recorded as a CUDA graph and replayed, to find mistakes; results do not depend on it",
+    ),
     text("device.kernel", "variants of CUDA kernels, such as attention=sm80; absent: the best that the device has"),
 ];
 

@@ -274,6 +274,15 @@ pub struct DeviceConfig {
     pub threads: Option<usize>,
     /// Variants of CUDA kernels, such as `attention=sm80`; absent for the best that the device has.
     pub kernel: Option<String>,
+    /// Whether a training step is recorded once and replayed as a CUDA graph; absent: where the device can. Results do not depend on it.
+    pub graph: Option<bool>,
+}
+
+impl DeviceConfig {
+    /// Whether training steps are recorded where the device can.
+    pub fn graphs(&self) -> bool {
+        self.graph.unwrap_or(true)
+    }
 }
 
 /// A count written as `30000000` or as `3e7`.

@@ -57,6 +57,7 @@ fn a_resolved_file_repeats_the_run_and_needs_no_preset() {
         "device.threads=2",
         "device.device=cuda:emulated",
         "device.kernel=attention=sm80",
+        "device.graph=false",
         "train.target_weights=1/k",
         "data.path=some text.txt",
     ])
@@ -281,7 +282,7 @@ fn the_table_of_keys_is_the_fields_of_the_configuration() {
     (train.patch_fraction, train.step_fraction) = (Some(0.5), Some(0.5));
     (train.patch_sizes, train.patch_shares) = (Some(vec![2]), Some(vec![1.0]));
     (train.micro_batch, train.init, config.device.threads) = (Some(1), Some("a".into()), Some(1));
-    config.device.kernel = Some("a".into());
+    (config.device.kernel, config.device.graph) = (Some("a".into()), Some(false));
     let table = config.to_table().unwrap();
     let fields = table
         .iter()

@@ -137,6 +137,11 @@ impl Batch {
         self.sequences * self.shape.advance()
     }
 
+    /// Ids, targets and inverted index together: the integers that a device is given.
+    pub fn integers(&self) -> usize {
+        self.inputs.len() + self.targets.len() + self.index.order.len() + self.index.offsets.len()
+    }
+
     /// Positions the model computes: B*T.
     pub fn positions(&self) -> usize {
         self.sequences * self.shape.positions

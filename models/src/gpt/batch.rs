@@ -43,6 +43,11 @@ impl Inputs {
         Ok(Inputs { ids, index })
     }
 
+    /// Ids [B, T, K] and their inverse in tensors that are written again for every step; the caller checks what it writes.
+    pub(crate) fn over(ids: Tensor, index: ScatterIndex) -> Inputs {
+        Inputs { ids, index }
+    }
+
     /// i32 [B, T, K].
     pub fn ids(&self) -> &Tensor {
         &self.ids
@@ -171,10 +176,15 @@ impl TrainBatch {
 /// # Errors
 /// Nothing is scored; a failure of the device.
 pub fn mean_scale(valid_weight: f64, dtype: DType, device: &Device) -> Result<Tensor> {
-    if !(valid_weight > 0.0 && valid_weight.is_finite()) {
-        return Err(Error::Data(format!(
+    Ok(Tensor::scalar(mean_factor(valid_weight)?, dtype.accumulator(), device)?)
+}
+
+/// [`mean_scale`] as a number.
+pub(crate) fn mean_factor(valid_weight: f64) -> Result<f64> {
+    match valid_weight > 0.0 && valid_weight.is_finite() {
+        true => Ok(1.0 / valid_weight),
+        false => Err(Error::Data(format!(
             "the targets of a step weigh {valid_weight} together: at least one of them must be scored"
-        )));
+        ))),
     }
-    Ok(Tensor::scalar(1.0 / valid_weight, dtype.accumulator(), device)?)
 }

@@ -15,6 +15,7 @@ use patchgpt_autograd::{Result as GraphResult, Var, no_grad, recompute, recomput
 use patchgpt_tensor::{DType, Device, Tensor};
 
 use attention::Attention;
+pub(crate) use batch::mean_factor;
 pub use batch::{Inputs, TrainBatch, mean_scale};
 pub use cache::KvCache;
 
@@ -153,8 +154,13 @@ impl Gpt {
     /// # Errors
     /// More positions than the model has, ids outside the vocabulary, a batch of another dtype.
     pub fn loss(&self, batch: &TrainBatch, scale: &Tensor) -> Result<Var> {
-        let x = self.hidden(batch.inputs())?;
-        Ok(x.linear_cross_entropy(&self.head, batch.targets(), batch.target_weights(), scale)?)
+        self.loss_of(batch.inputs(), batch.targets(), batch.target_weights(), scale)
+    }
+
+    /// [`Gpt::loss`] of the parts of a batch.
+    pub(crate) fn loss_of(&self, inputs: &Inputs, targets: &Tensor, weights: &Tensor, scale: &Tensor) -> Result<Var> {
+        let x = self.hidden(inputs)?;
+        Ok(x.linear_cross_entropy(&self.head, targets, weights, scale)?)
     }
 
     /// Logits [B, T, V] of ids i32 [B, T, K], without a graph.

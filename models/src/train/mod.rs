@@ -8,6 +8,7 @@ pub mod metrics;
 mod observer;
 mod outcome;
 mod prepare;
+mod record;
 mod run;
 mod sample;
 pub mod stages;
@@ -27,4 +28,4 @@ pub use run::{Start, run};
 pub use sample::sample;
 #[cfg(feature = "program")]
 pub(crate) use step::held_by;
-pub use step::{Step, step};
+pub use step::{Step, Stepper};

@@ -131,7 +131,7 @@ pub(super) fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result
 /// A value that TOML cannot hold.
 pub(super) fn config_hash(config: &Config) -> Result<String> {
     let mut same = config.clone();
-    (same.device.threads, same.train.checkpoint_every) = (None, 1);
+    (same.device.threads, same.device.graph, same.train.checkpoint_every) = (None, None, 1);
     Ok(blake3::hash(same.to_toml()?.as_bytes()).to_hex().to_string())
 }
 

@@ -1,4 +1,4 @@
-//! The training loop. Per step: see [`step::step`]. Around it: stages, evaluation at token level in every stage, metrics, checkpoints, and stopping on request.
+//! The training loop. Per step: see [`Stepper::step`]. Around it: stages, evaluation at token level in every stage, metrics, checkpoints, and stopping on request.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use super::outcome::Outcome;
 use super::prepare;
 use super::sample::sample;
 use super::stages::{Plan, Stage, StageName};
-use super::step::{self, Step};
+use super::step::{self, Step, Stepper};
 use crate::config::{Config, Documents, OptimizerAtSwitch};
 use crate::data::{Batch, Dataset, EvaluationSet, Loader, Sampler};
 use crate::evaluate::{Evaluation, evaluate};
@@ -235,12 +235,14 @@ impl<'a> Trainer<'a> {
     /// The steps of a stage, or those until a stop is requested.
     fn stage(&mut self, stage: &Stage, mut batches: Loader<Vec<Batch>>, observer: &mut dyn Observer) -> Result<()> {
         let target_weights = stage.regime.weights();
+        // What its steps have in common goes with the stage.
+        let mut stepper = Stepper::new(self.config.device.graphs());
         while self.state.step < stage.end() && !observer.stop_requested() {
             let begun = Instant::now();
             let Some(batch) = batches.next() else {
                 return Err(Error::Data(format!("the data ended before step {}", self.state.step + 1)));
             };
-            let made = self.step(stage, &batch?, &target_weights)?;
+            let made = self.step(stage, &mut stepper, &batch?, &target_weights)?;
             let seconds = begun.elapsed().as_secs_f64();
             self.state.step += 1;
             self.state.seconds += seconds;
@@ -263,10 +265,10 @@ impl<'a> Trainer<'a> {
     }
 
     /// One optimizer step.
-    fn step(&mut self, stage: &Stage, passes: &[Batch], target_weights: &[f64]) -> Result<Made> {
+    fn step(&mut self, stage: &Stage, stepper: &mut Stepper, passes: &[Batch], target_weights: &[f64]) -> Result<Made> {
         let (step, lr) = (self.state.step, self.plan.learning_rate(self.state.step));
         let Step { loss, grad_norm } =
-            step::step(&self.gpt, &mut self.optimizer, passes, target_weights, lr, self.config.train.clip)?;
+            stepper.step(&self.gpt, &mut self.optimizer, passes, target_weights, lr, self.config.train.clip)?;
         if !(loss.is_finite() && grad_norm.is_finite()) {
             return Err(Error::Metrics(format!(
                 "training diverged in step {}: the loss is {loss} and the norm of the gradient {grad_norm}, at a learning rate of \

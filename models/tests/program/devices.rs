@@ -1,6 +1,6 @@
 //! The devices of the program: what it lists, and training on the emulated CUDA device beside the CPU.
 
-use crate::run::{Finished, Place, SMALL};
+use crate::run::{Finished, Place, SMALL, timeless};
 
 #[test]
 fn devices_are_listed_or_what_is_missing_for_them() {
@@ -49,4 +49,32 @@ fn a_device_without_memory_for_a_step_says_what_holds_it() {
             "free",
         ],
     );
+}
+
+#[test]
+fn runs_with_and_without_graphs_are_one_run_to_the_bit_also_continued() {
+    let place = Place::new();
+    let small = [
+        "--device=cuda:emulated",
+        "--batch-size=3",
+        "--set=train.micro_batch=2",
+        "--seq-len=8",
+        "--steps=8",
+        "--warmup=1",
+    ];
+    let model = |run: &str| place.read(&format!("{run}/model/model.safetensors"));
+    place.train("graphs", &small).ok();
+    place.train("eager", &[&small[..], &["--no-graph"]].concat()).ok();
+    assert_eq!(timeless(&place.metrics("graphs")), timeless(&place.metrics("eager")));
+    assert!(model("graphs") == model("eager"));
+    let config = String::from_utf8(place.read("eager/config.toml")).unwrap();
+    assert!(config.contains("graph = false"), "{config}");
+
+    // From the checkpoint of step 6, in the middle of the second stage, with and without.
+    for (run, more) in [("graphs", "--no-graph"), ("eager", "--set=device.graph=true")] {
+        std::fs::remove_file(place.path(run).join("checkpoints/step-0000000008.safetensors")).unwrap();
+        let whole = (timeless(&place.metrics(run)), model(run));
+        place.run(&["train", "--resume", "--out", run, more]).ok();
+        assert!((timeless(&place.metrics(run)), model(run)) == whole, "{run}");
+    }
 }

@@ -104,10 +104,14 @@ fn text(
         ("activations and what ops work with", asked.activations),
         (logits.as_str(), asked.logits),
         ("at the peak", asked.peak),
+        ("an evaluation between steps, beside that", asked.evaluation),
     ] {
+        if bytes == 0 {
+            continue;
+        }
         table.add_row([name.to_owned(), in_words(bytes)]);
     }
-    let fits = if asked.peak as f64 <= memory as f64 * (1.0 - HEADROOM) { "fits" } else { "does not fit" };
+    let fits = if asked.needed() as f64 <= memory as f64 * (1.0 - HEADROOM) { "fits" } else { "does not fit" };
     let passes = stage.sequences.div_ceil(asked.micro_batch);
     // Writing to a String cannot fail.
     let _ = write!(
@@ -132,7 +136,7 @@ fn text(
             recomputed(choice.recompute).to_owned(),
             choice.micro_batch.to_string(),
             stage.sequences.div_ceil(choice.micro_batch).to_string(),
-            in_words(choice.peak),
+            in_words(choice.needed()),
         ]);
     }
     let _ = write!(

@@ -94,6 +94,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "FAMILY=VARIANT", help_heading = "Machine")]
     kernel: Option<String>,
 
+    /// Make each training step on a card as it is, instead of recording it once as a CUDA graph and replaying that: slower, the same bits, for finding mistakes
+    #[arg(long, help_heading = "Machine")]
+    no_graph: bool,
+
     /// Steps between checkpoints: what a power cut can cost
     #[arg(long, value_name = "STEPS", help_heading = "Machine")]
     checkpoint_every: Option<String>,
@@ -102,7 +106,8 @@ pub(crate) struct Settings {
 impl Settings {
     /// Flag, key and value of every flag that was given.
     fn given(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
-        [
+        let switches = [("--no-graph", "device.graph", self.no_graph.then_some("false"))];
+        let values = [
             ("--preset", "model.preset", &self.preset),
             ("--seed", "train.seed", &self.seed),
             ("--init", "train.init", &self.init),
@@ -123,8 +128,8 @@ impl Settings {
             ("--kernel", "device.kernel", &self.kernel),
             ("--checkpoint-every", "train.checkpoint_every", &self.checkpoint_every),
         ]
-        .into_iter()
-        .filter_map(|(flag, key, value)| Some((flag, key, value.as_deref()?)))
+        .map(|(flag, key, value)| (flag, key, value.as_deref()));
+        values.into_iter().chain(switches).filter_map(|(flag, key, value)| Some((flag, key, value?)))
     }
 
     /// The configuration of a new run, or of the one in `recorded` with the flags laid over what it was begun with.

@@ -44,6 +44,10 @@ pub(crate) struct StepChoice {
     /// Threads, one per core without it
     #[arg(long, value_name = "N", help_heading = "Machine")]
     threads: Option<String>,
+
+    /// Make each step on a card as it is, instead of recording it once as a CUDA graph and replaying that
+    #[arg(long, help_heading = "Machine")]
+    no_graph: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -77,6 +81,9 @@ impl StepChoice {
         let mut config = Config::resolve(layers, |path| Ok(Tokenizer::load(path)?.vocabulary()))?;
         // No text is read: the ids are made up, of the model's vocabulary.
         config.data.tokenizer = TokenizerChoice::Bytes;
+        if self.no_graph {
+            config.device.graph = Some(false);
+        }
         Ok(config)
     }
 

@@ -43,6 +43,13 @@ fn figures(measured: &Measurement) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    if let Some(operations) = measured.graph_operations {
+        let host = format!(
+            "{:.3} ms a step, until one graph of {operations} operations is launched",
+            1e3 * measured.host_seconds
+        );
+        lines.push(("host", host));
+    }
     // Below a tenth of a core it is the system itself.
     if let Some(cores) = measured.others_cores.filter(|&cores| cores > 0.1) {
         lines.push(("machine", format!("busy: other processes kept {cores:.1} cores from this measurement")));
