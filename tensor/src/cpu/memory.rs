@@ -190,6 +190,9 @@ mod tests {
             assert!(class - bytes <= (bytes / 4).max(ALIGNMENT), "{class} for {bytes}");
         }
         assert_eq!([1024, 1 << 20, 3 << 20].map(size_class), [1024, 1 << 20, 3 << 20]);
+        let mut classes: Vec<usize> = (1 << 20..=2 << 20).step_by(4096).map(size_class).collect();
+        classes.dedup();
+        assert_eq!(classes.len(), 9, "{classes:?}");
     }
 
     #[test]
