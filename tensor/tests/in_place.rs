@@ -37,13 +37,21 @@ fn element_wise() -> Result<()> {
     let device = Device::cpu_with_threads(2)?;
     for dtype in DTYPES {
         for &shape in sized(&[&[7][..], &[3, 50], &[300, 40]]) {
-            let (x, other) = (random(shape, 1, dtype, &device)?, random(shape, 2, dtype, &device)?);
+            let (x, mut others) = (random(shape, 1, dtype, &device)?, vec![random(shape, 2, dtype, &device)?]);
+            if let [m, n] = *shape {
+                others.push(random(&[n, m], 3, dtype, &device)?.t()?);
+                others.push(random(&[m, 1], 4, dtype, &device)?.broadcast_to(shape)?);
+            }
             for op in [Unary::Neg, Unary::Exp, Unary::Tanh, Unary::Square, Unary::Affine { mul: 2.0, add: 0.5 }] {
                 check(&format!("{op:?}"), &x, |on, out, x| on.unary(out, op, x))?;
             }
             for op in [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min] {
-                check(&format!("{op:?}, left"), &x, |on, out, x| on.binary(Destination::write(out), op, x, &other))?;
-                check(&format!("{op:?}, right"), &x, |on, out, x| on.binary(Destination::write(out), op, &other, x))?;
+                for other in &others {
+                    check(&format!("{op:?}, left"), &x, |on, out, x| on.binary(Destination::write(out), op, x, other))?;
+                    check(&format!("{op:?}, right"), &x, |on, out, x| {
+                        on.binary(Destination::write(out), op, other, x)
+                    })?;
+                }
             }
         }
     }
