@@ -95,5 +95,43 @@ fn copies_of_permuted_dimensions() -> Result<()> {
         let expected: Vec<f64> = (0..720).map(|i| permuted.layout().offset_of(i) as f64).collect();
         assert_eq!(permuted.copy()?.to_f64_vec()?, expected, "{order:?}");
     }
+    // A column, and matrices of several blocks.
+    let column = x.reshape(&[120, 6])?.narrow(1, 2, 1)?.squeeze(1)?;
+    assert_eq!(column.copy()?.to_f64_vec()?, (0..120).map(|i| f64::from(6 * i + 2)).collect::<Vec<f64>>());
+    let turned = random(&[3, 70, 90], 1, DType::F64, &device)?.transpose(1, 2)?;
+    let (all, layout) = (turned.transpose(1, 2)?.to_f64_vec()?, turned.layout());
+    assert_eq!(turned.copy()?.to_f64_vec()?, (0..turned.len()).map(|i| all[layout.offset_of(i)]).collect::<Vec<f64>>());
+    Ok(())
+}
+
+#[test]
+fn reductions_of_many_rows() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    let at = |i: usize, j: usize| (i * 7 + j * 13) as f64 % 53.0;
+    let values: Vec<f64> = (0..400 * 150).map(|i| at(i / 150, i % 150)).collect();
+    let x = Tensor::from_slice(&values, &[400, 150], &device)?;
+    let rows =
+        |of: fn(f64, f64) -> f64| (0..400).map(|i| (0..150).map(|j| at(i, j)).fold(0.0, of)).collect::<Vec<f64>>();
+    let columns =
+        |of: fn(f64, f64) -> f64| (0..150).map(|j| (0..400).map(|i| at(i, j)).fold(0.0, of)).collect::<Vec<f64>>();
+    for (op, of) in [(Reduction::Sum, (|a, b| a + b) as fn(f64, f64) -> f64), (Reduction::Max, f64::max)] {
+        assert_eq!(x.reduce(op, &[1])?.to_f64_vec()?, rows(of));
+        assert_eq!(x.reduce(op, &[0])?.to_f64_vec()?, columns(of));
+    }
+    Ok(())
+}
+
+#[test]
+fn products_with_one_left_factor_into_interleaved_columns() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    let (batch, m, k, n) = (3, 5, 7, 4);
+    let (a, b) = (random(&[m, k], 1, DType::F64, &device)?, random(&[k, batch, n], 2, DType::F64, &device)?);
+    let out = Tensor::full(&[m, batch, n], f64::NAN, DType::F64, &device)?;
+    let (b, out) = (b.permute(&[1, 0, 2])?, out.permute(&[1, 0, 2])?);
+    a.broadcast_to(&[batch, m, k])?.matmul_into(&b, 1.0, Destination::write(&out))?;
+    for i in 0..batch {
+        let expected = a.matmul(&b.narrow(0, i, 1)?.squeeze(0)?.copy()?)?;
+        assert!(out.narrow(0, i, 1)?.squeeze(0)?.max_abs_diff(&expected)? <= 1e-12, "{i}");
+    }
     Ok(())
 }
