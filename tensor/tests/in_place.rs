@@ -46,10 +46,12 @@ fn element_wise() -> Result<()> {
                 check(&format!("{op:?}"), &x, |on, out, x| on.unary(out, op, x))?;
             }
             for op in [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min] {
-                for other in &others {
-                    check(&format!("{op:?}, left"), &x, |on, out, x| on.binary(Destination::write(out), op, x, other))?;
+                for (other, accumulate) in others.iter().flat_map(|other| [(other, false), (other, true)]) {
+                    check(&format!("{op:?}, left"), &x, |on, out, x| {
+                        on.binary(Destination { tensor: out, accumulate }, op, x, other)
+                    })?;
                     check(&format!("{op:?}, right"), &x, |on, out, x| {
-                        on.binary(Destination::write(out), op, other, x)
+                        on.binary(Destination { tensor: out, accumulate }, op, other, x)
                     })?;
                 }
             }
