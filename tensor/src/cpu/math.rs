@@ -245,7 +245,7 @@ pub(crate) fn exp_flushed_f32<I: Isa>(_: I, x: f32) -> f32 {
     if x < -87.33 { 0.0 } else { value }
 }
 
-/// tanh x = -u / (u + 2) with u = e^(-2|x|) - 1, formed without cancellation, and the sign of x.
+/// tanh |x| = -u / (u + 2) with u = e^(-2|x|) - 1, formed without cancellation; the sign is that of x.
 #[inline(always)]
 pub(crate) fn tanh_f32<I: Isa>(_: I, x: f32) -> f32 {
     let magnitude = x.abs();
@@ -254,7 +254,7 @@ pub(crate) fn tanh_f32<I: Isa>(_: I, x: f32) -> f32 {
     let (n, fraction) = reduce::<I>(-2.0 * clamped);
     let scale = power_of_two(n);
     let u = I::fma_f32(scale, fraction, scale - 1.0);
-    (-u / (u + 2.0)).copysign(x)
+    (u / (u + 2.0)).copysign(x)
 }
 
 /// 1 / (1 + e^-x). Flushes to 0 below -88.72.

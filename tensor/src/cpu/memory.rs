@@ -83,7 +83,7 @@ impl Drop for Block {
     }
 }
 
-/// Sizes are rounded up to a class, eight per power of two, so that a freed block fits the next request of about its size.
+/// Sizes are rounded up to a class, four per power of two, so that a freed block fits the next request of about its size.
 pub(crate) fn size_class(bytes: usize) -> usize {
     let step = (bytes.next_power_of_two() / 8).max(ALIGNMENT);
     bytes.max(1).div_ceil(step) * step
@@ -190,6 +190,9 @@ mod tests {
             assert!(class - bytes <= (bytes / 4).max(ALIGNMENT), "{class} for {bytes}");
         }
         assert_eq!([1024, 1 << 20, 3 << 20].map(size_class), [1024, 1 << 20, 3 << 20]);
+        let mut classes: Vec<usize> = (1 << 20..=2 << 20).step_by(4096).map(size_class).collect();
+        classes.dedup();
+        assert_eq!(classes.len(), 5, "{classes:?}");
     }
 
     #[test]

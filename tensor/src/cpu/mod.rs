@@ -308,3 +308,20 @@ impl Backend for Cpu {
         adamw::global_norm(&self.pool, norm, clip, x, max_norm)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_tells_its_threads_and_its_memory() -> Result<()> {
+        let cpu = Cpu::new(3)?;
+        assert!(cpu.threads() == 3 && cpu.name().starts_with("cpu (3 threads, "), "{}", cpu.name());
+        assert!(Cpu::new(1)?.name().starts_with("cpu (1 thread, "));
+        let memory = cpu.allocate(1000)?;
+        assert_eq!((cpu.memory_held(), cpu.memory_peak()), (1024, 1024));
+        drop(memory);
+        assert_eq!((cpu.memory_held(), Backend::memory_peak(&cpu)), (0, Some(1024)));
+        Ok(())
+    }
+}

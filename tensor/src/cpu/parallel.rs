@@ -257,6 +257,24 @@ mod tests {
     }
 
     #[test]
+    fn all_threads_work_together() {
+        let pool = Pool::new(3).expect("threads");
+        for region in 0..10 {
+            // Each task waits for the others: one thread alone would wait until the end.
+            let (begun, alone) = (AtomicUsize::new(0), AtomicBool::new(false));
+            let end = Instant::now() + Duration::from_secs(60);
+            pool.run(3, |_| {
+                begun.fetch_add(1, Ordering::Relaxed);
+                while begun.load(Ordering::Relaxed) < 3 && !alone.load(Ordering::Relaxed) {
+                    alone.fetch_or(Instant::now() > end, Ordering::Relaxed);
+                    std::thread::yield_now();
+                }
+            });
+            assert!(!alone.into_inner(), "region {region} is not shared");
+        }
+    }
+
+    #[test]
     fn regions_follow_each_other_closely_and_after_sleep() {
         let pool = Pool::new(3).expect("threads");
         let total = AtomicUsize::new(0);
@@ -307,6 +325,15 @@ mod tests {
             });
             assert_eq!(done.into_inner(), 10);
         }
+    }
+
+    #[test]
+    fn a_dropped_pool_ends_its_threads() {
+        let pool = Pool::new(3).expect("threads");
+        pool.run(5, |_| {});
+        let shared = Arc::downgrade(&pool.shared);
+        drop(pool);
+        assert_eq!(shared.strong_count(), 0);
     }
 
     #[test]

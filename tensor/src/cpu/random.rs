@@ -105,5 +105,6 @@ mod tests {
         let end = 1.0 + f64::from(f32::EPSILON);
         assert!(random(end, DType::F64).iter().any(|&x| f64::from(x as f32) == end));
         assert!(random(end, DType::F32).iter().all(|&x| x == 1.0));
+        assert!(random(1.0 + f64::EPSILON, DType::F64).iter().all(|&x| x == 1.0));
     }
 }

@@ -35,6 +35,7 @@ fn edges() -> Array {
         let (tie, next) = (2f64.powi(-bits - 1), 2f64.powi(-bits));
         // Ties go to the even neighbour; a little more than a tie goes up, even if an f32 in between would hide it.
         data.extend([1.0 + tie, 1.0 + next + tie, 1.0 + tie + 2f64.powi(-45), -(3.0 + 3.0 * tie)]);
+        data.push(1.0 + tie + 2f64.powi(-23) + 2f64.powi(-45));
     }
     for smallest in [-24, -133, -149] {
         data.extend([2f64.powi(smallest), 2f64.powi(smallest - 1), 1.5 * 2f64.powi(smallest - 1)]);

@@ -177,6 +177,28 @@ fn large_scores_and_nan() {
 }
 
 #[test]
+fn a_nan_stays_in_its_block_of_queries() {
+    let device = Device::cpu_with_threads(2).expect("a device");
+    // A block of queries and a few more in one task; query 7 sees none of the last keys.
+    let c = Case { b: 8, t: 70, s: 70, h: 1, g: 1, d: 8 };
+    let shape = [c.b, c.t, c.h, c.d];
+    let tensor = |data: &[f64]| Tensor::from_slice(data, &shape, &device).expect("a tensor");
+    let len = c.b * c.t * c.d;
+    let mut d_out = values(len, 4);
+    d_out[7 * c.d] = f64::NAN;
+    let [q, k, v] = [1, 2, 3].map(|seed| tensor(&values(len, seed)));
+    let forward = q.causal_attention(&k, &v, SCALE).expect("forward");
+    let gradients = [&q, &k, &v].map(|like| like.copy().expect("a tensor"));
+    let to = [0, 1, 2].map(|i| Destination::write(&gradients[i]));
+    q.causal_attention_backward(&k, &v, &forward, SCALE, &tensor(&d_out), to).expect("backward");
+    for (i, gradient) in gradients.iter().enumerate() {
+        let values = gradient.to_vec::<f64>().expect("f64");
+        assert!(values[64 * c.d..].iter().all(|x| x.is_finite()), "gradient {i}");
+        assert!(values[7 * c.d..8 * c.d].iter().any(|x| x.is_nan()), "gradient {i}");
+    }
+}
+
+#[test]
 fn nothing_to_attend() {
     let device = Device::cpu_with_threads(2).expect("a device");
     let empty = |shape: &[usize]| Tensor::from_slice::<f32>(&[], shape, &device).expect("a tensor");

@@ -123,8 +123,9 @@ fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64,
 
 #[test]
 fn products_agree_with_plain_loops_in_any_layout() {
-    let shapes = [[1, 1, 1], [1, 5, 3], [3, 1, 2], [5, 2, 1], [7, 13, 5], [17, 33, 31], [25, 64, 40], [37, 300, 19]];
-    for shape in sized(&shapes, &[[7, 3, 11]]) {
+    let small = [[1, 1, 1], [1, 5, 3], [3, 1, 2], [5, 2, 1], [2, 35, 23], [7, 13, 5], [17, 33, 31]];
+    let shapes = [&small[..], &[[25, 64, 40], [37, 300, 19]]].concat();
+    for shape in sized(&shapes, &[[1, 3, 6], [7, 11, 9]]) {
         for a in LAYOUTS {
             for b in LAYOUTS {
                 for out in LAYOUTS {
@@ -139,8 +140,16 @@ fn products_agree_with_plain_loops_in_any_layout() {
 #[test]
 fn products_agree_with_plain_loops_across_blocks() {
     use Layout::{Columns, Rows};
-    let shapes =
-        [[150, 790, 1030], [300, 520, 65], [1, 700, 600], [600, 700, 1], [65, 3, 1100], [4, 70, 333], [97, 40_000, 50]];
+    let shapes = [
+        [150, 790, 1030],
+        [300, 520, 65],
+        [1, 700, 600],
+        [600, 700, 1],
+        [65, 3, 1100],
+        [4, 70, 333],
+        [1, 3, 5000],
+        [97, 40_000, 50],
+    ];
     for shape in sized(&shapes, &[[5, 390, 3], [97, 2, 9]]) {
         for (a, b) in [(Rows, Rows), (Rows, Columns), (Columns, Rows), (Columns, Columns)] {
             check_all_ways::<f32>(shape, [a, b, Rows], 1.0, true);
