@@ -60,6 +60,9 @@ fn element_wise() -> Result<()> {
     Ok(())
 }
 
+/// An op of an output and an input.
+type Op<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<()>;
+
 #[test]
 fn halves_of_one_buffer_are_apart() -> Result<()> {
     let device = Device::cpu_with_threads(2)?;
@@ -70,8 +73,7 @@ fn halves_of_one_buffer_are_apart() -> Result<()> {
         let unary = |out: &Tensor, x: &Tensor| backend.unary(out, Unary::Tanh, x);
         let left = |out: &Tensor, x: &Tensor| backend.binary(Destination::write(out), Binary::Sub, x, &other);
         let right = |out: &Tensor, x: &Tensor| backend.binary(Destination::write(out), Binary::Sub, &other, x);
-        let runs: [&dyn Fn(&Tensor, &Tensor) -> Result<()>; 3] = [&unary, &left, &right];
-        for run in runs {
+        for run in [&unary as Op, &left, &right] {
             let (before, expected) = (x.copy()?, x.copy()?);
             run(&out, &x)?;
             run(&expected, &before)?;
