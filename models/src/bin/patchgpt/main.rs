@@ -9,6 +9,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod interrupt;
+mod machine;
 mod output;
 mod plan;
 mod progress;

@@ -7,6 +7,7 @@ use patchgpt_models::data::Tokenizer;
 use patchgpt_models::train::{RunFolder, model_folder};
 use patchgpt_models::{Error, Result, hub};
 
+use crate::machine::MachineChoice;
 use crate::output::tell;
 use std::path::Path;
 
@@ -78,25 +79,8 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "STEPS|SHARE", allow_negative_numbers = true, help_heading = "Optimisation")]
     warmup: Option<String>,
 
-    /// Where to compute: cpu, cuda, or cuda:emulated, which runs the CUDA kernels on the CPU to find mistakes
-    #[arg(long, value_name = "NAME", help_heading = "Machine")]
-    device: Option<String>,
-
-    /// Type of weights and activations: f32, or f64 to tell rounding from a mistake
-    #[arg(long, value_name = "TYPE", help_heading = "Machine")]
-    dtype: Option<String>,
-
-    /// Threads, one per core without it; results do not depend on it
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    threads: Option<String>,
-
-    /// Variants of CUDA kernels, such as attention=sm80, several with commas between; without it the best that the device has
-    #[arg(long, value_name = "FAMILY=VARIANT", help_heading = "Machine")]
-    kernel: Option<String>,
-
-    /// Make each training step on a card as it is, instead of recording it once as a CUDA graph and replaying that: slower, the same bits, for finding mistakes
-    #[arg(long, help_heading = "Machine")]
-    no_graph: bool,
+    #[command(flatten)]
+    machine: MachineChoice,
 
     /// Steps between checkpoints: what a power cut can cost
     #[arg(long, value_name = "STEPS", help_heading = "Machine")]
@@ -106,8 +90,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Flag, key and value of every flag that was given.
     fn given(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
-        let switches = [("--no-graph", "device.graph", self.no_graph.then_some("false"))];
-        let values = [
+        [
             ("--preset", "model.preset", &self.preset),
             ("--seed", "train.seed", &self.seed),
             ("--init", "train.init", &self.init),
@@ -122,14 +105,11 @@ impl Settings {
             ("--batch-size", "train.batch_size", &self.batch_size),
             ("--lr", "train.lr", &self.lr),
             ("--warmup", "train.warmup", &self.warmup),
-            ("--device", "device.device", &self.device),
-            ("--dtype", "device.dtype", &self.dtype),
-            ("--threads", "device.threads", &self.threads),
-            ("--kernel", "device.kernel", &self.kernel),
             ("--checkpoint-every", "train.checkpoint_every", &self.checkpoint_every),
         ]
-        .map(|(flag, key, value)| (flag, key, value.as_deref()));
-        values.into_iter().chain(switches).filter_map(|(flag, key, value)| Some((flag, key, value?)))
+        .into_iter()
+        .filter_map(|(flag, key, value)| Some((flag, key, value.as_deref()?)))
+        .chain(self.machine.given())
     }
 
     /// The configuration of a new run, or of the one in `recorded` with the flags laid over what it was begun with.

@@ -6,6 +6,8 @@ use patchgpt_models::config::{Config, Layers, TokenizerChoice};
 use patchgpt_models::data::Tokenizer;
 use patchgpt_models::train::stages::StageName;
 
+use crate::machine::MachineChoice;
+
 /// A training step: model, regime, sizes and where it is computed.
 #[derive(Args, Debug)]
 pub(crate) struct StepChoice {
@@ -33,21 +35,8 @@ pub(crate) struct StepChoice {
     #[arg(long, value_name = "SECTION.KEY=VALUE", help_heading = "Step")]
     set: Vec<String>,
 
-    /// Where to compute: cpu, cuda or cuda:emulated
-    #[arg(long, value_name = "NAME", help_heading = "Machine")]
-    device: Option<String>,
-
-    /// Type of weights and activations: f32, bf16 or f64
-    #[arg(long, value_name = "TYPE", help_heading = "Machine")]
-    dtype: Option<String>,
-
-    /// Threads, one per core without it
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    threads: Option<String>,
-
-    /// Make each step on a card as it is, instead of recording it once as a CUDA graph and replaying that
-    #[arg(long, help_heading = "Machine")]
-    no_graph: bool,
+    #[command(flatten)]
+    machine: MachineChoice,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -66,24 +55,19 @@ impl StepChoice {
             ("--patch-size", "train.patch_size", self.patch_size.as_ref()),
             ("--seq-len", "train.seq_len", self.seq_len.as_ref()),
             ("--batch-size", "train.batch_size", self.batch_size.as_ref()),
-            ("--device", "device.device", self.device.as_ref()),
-            ("--dtype", "device.dtype", self.dtype.as_ref()),
-            ("--threads", "device.threads", self.threads.as_ref()),
         ];
         let mut layers = Layers::new();
         for assignment in &self.set {
             layers = layers.set(assignment)?;
         }
-        let given = flags.into_iter().filter_map(|(flag, key, value)| Some((flag, key, value?)));
-        for (flag, key, value) in given.chain(more.iter().copied()) {
+        let given = flags.into_iter().filter_map(|(flag, key, value)| Some((flag, key, value?.as_str())));
+        let more = more.iter().map(|&(flag, key, value)| (flag, key, value.as_str()));
+        for (flag, key, value) in given.chain(self.machine.given()).chain(more) {
             layers = layers.flag(flag, key, value)?;
         }
         let mut config = Config::resolve(layers, |path| Ok(Tokenizer::load(path)?.vocabulary()))?;
         // No text is read: the ids are made up, of the model's vocabulary.
         config.data.tokenizer = TokenizerChoice::Bytes;
-        if self.no_graph {
-            config.device.graph = Some(false);
-        }
         Ok(config)
     }
 
