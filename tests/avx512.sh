@@ -2,7 +2,7 @@
 # Runs the tests of the CPU backend on an emulated processor with AVX-512, for machines that have none: tests/avx512.sh [folder for what it makes]
 #
 # Bochs boots Linux with nothing but the test programs, whose output comes back by the serial port. Needs Debian (the emulator and the kernel are its packages)
-# and takes about ten minutes. Debian's Bochs lacks AVX512_BF16: BOCHS=/path/to/bochs names one of version 3.0 or newer, built with --enable-x86-64 --enable-avx
+# and takes ten to twenty minutes. Debian's Bochs lacks AVX512_BF16: BOCHS=/path/to/bochs names one of version 3.0 or newer, built with --enable-x86-64 --enable-avx
 # --enable-evex --with-term, and the path avx512bf16 is tested too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
