@@ -273,11 +273,13 @@ pub(super) fn binary(pool: &Pool, out: Destination, op: Binary, a: &Tensor, b: &
                 let to = row_at(o.layout(), whole, r, width);
                 let (at, bt) = (row_at(a.layout(), whole, r, width), row_at(b.layout(), whole, r, width));
                 if to.2 == 1 && !accumulate && left != right && at.2 == 1 && bt.2 == 1 {
-                    // SAFETY: rows of different tasks are disjoint; the one read through a slice is not the one written.
+                    // Only the argument that is not the output is read through a slice of its own.
+                    let other = if left { Row::of(&b, bt) } else { Row::of(&a, at) };
+                    // SAFETY: rows of different tasks are disjoint.
                     let out = unsafe { slice_mut(&o, to) };
-                    match (Row::of(&a, at), Row::of(&b, bt)) {
-                        (_, Row::Slice(b)) if left => binary_left(op, out, b),
-                        (Row::Slice(a), _) => binary_right(op, a, out),
+                    match other {
+                        Row::Slice(b) if left => binary_left(op, out, b),
+                        Row::Slice(a) => binary_right(op, a, out),
                         _ => {}
                     }
                 } else if to.2 == 1 && !left && !right && at.2 == 1 && bt.2 <= 1 {
