@@ -12,7 +12,8 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import torch_setup
 
 # As in benches/src/bin/ops.rs.
 ROTATED_BYTES, MOST_SETS, CALLS = 256e6, 16, 16
@@ -135,16 +136,9 @@ def build(name, run, mode):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dtype", choices=["f32", "bf16"])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
-    parser.add_argument("--attention", choices=["flash", "cudnn"], help="the kernel on a card; PyTorch's choice without it")
+    torch_setup.add_arguments(parser)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.attention:
-        sdpa_kernel({"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[args.attention]).__enter__()
-    torch.manual_seed(0)
+    torch_setup.apply(args)
     torch.set_default_device(args.device)
     torch.set_default_dtype({"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype])
     on_card = args.device == "cuda"

@@ -13,7 +13,8 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import torch_setup
 
 K = 4
 LLAMA = dict(dialect="llama", layers=24, heads=16, vocabulary=32000)
@@ -128,18 +129,10 @@ def main():
     parser.add_argument("dtype", choices=["f32", "bf16"])
     parser.add_argument("positions", type=int, help="of a sequence")
     parser.add_argument("sequences", type=int, help="of a step")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, help="of the CPU")
-    parser.add_argument("--mode", choices=["eager", "compile"], default="eager")
+    torch_setup.add_arguments(parser)
     parser.add_argument("--loss", choices=["one", "k"], default="one")
-    parser.add_argument("--attention", choices=["flash", "cudnn"], help="the kernel on a card; PyTorch's choice without it")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.attention:
-        kernel = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}[args.attention]
-        sdpa_kernel(kernel).__enter__()
-    torch.manual_seed(0)
+    torch_setup.apply(args)
     size = dict(MODELS[args.model], positions=args.positions, sequences=args.sequences)
     gpt = Gpt(size, args.loss).to(args.device)
     matrices = [p for p in gpt.parameters() if p.dim() == 2]

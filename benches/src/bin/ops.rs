@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use patchgpt_benches::{Run, adamw, calls, forward, forward_backward, output, worker};
+use patchgpt_models::config::Device as DeviceChoice;
 use patchgpt_models::train::{dtype, open_device};
 use patchgpt_models::{Error, Result};
 use patchgpt_tensor::{DType, Device};
@@ -36,7 +37,7 @@ fn serve(arguments: Vec<String>) -> Result<()> {
     let device = open_device(&config)?;
     let dtype = dtype(&config);
     // Its ceilings are measured only where it is a card; the emulated device is asked for the sizes of a processor.
-    let on_card = device.to_string().starts_with("cuda") && !device.to_string().contains("emulated");
+    let on_card = config.device == DeviceChoice::Cuda;
     let limits = device.backend().limits(dtype);
     let adamw_name = format!("AdamW {PARAMETERS}");
     let ops = cases::compared(on_card);
