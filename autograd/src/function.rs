@@ -1,6 +1,6 @@
 //! [`Function`]: an op with its gradient, from inside or outside of this crate, and [`apply`], which runs and records it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use patchgpt_tensor::Tensor;
 
@@ -65,6 +65,26 @@ pub trait Function: Send + Sync + 'static {
     /// [`recompute_cheap`](crate::recompute_cheap) other ops then do not keep it. The forward pass must give the same bits when it runs again.
     fn is_cheap(&self) -> bool {
         false
+    }
+}
+
+/// What a function's first forward pass finds made already, by a kernel that computed it along with the op before; a later pass, which recomputes, makes it
+/// by itself. So one kernel serves two ops, and the graph has both.
+pub(crate) struct Made<T>(Mutex<Option<T>>);
+
+impl<T> Made<T> {
+    pub(crate) fn nothing() -> Self {
+        Made(Mutex::new(None))
+    }
+
+    pub(crate) fn already(made: T) -> Self {
+        Made(Mutex::new(Some(made)))
+    }
+
+    /// What was made, or else what `make` makes.
+    pub(crate) fn take_or(&self, make: impl FnOnce() -> patchgpt_tensor::Result<T>) -> Result<T> {
+        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(made.map_or_else(make, Ok)?)
     }
 }
 

@@ -171,6 +171,7 @@ pub fn adamw(len: usize, device: &Device) -> Result<Run> {
             eps: 1e-8,
             weight_decay: 0.1,
             decay_len: len,
+            rounded: None,
         }
         .run()?;
         Ok(())

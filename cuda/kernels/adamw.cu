@@ -1,9 +1,11 @@
 // One AdamW update of flat storage (Loshchilov and Hutter, arXiv 1711.05101), with g = clip * gradient and t the step:
 // m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p -= lr (decay p), p -= lr / (1 - beta1^t) m / (sqrt(v) /
-// sqrt(1 - beta2^t) + eps). X: f32 or f64. What changes between steps (lr, clip, t) is read from memory.
+// sqrt(1 - beta2^t) + eps). X: f32 or f64. What changes between steps (lr, clip, t) is read from memory. A bf16 copy of
+// f32 parameters is written along with them, rounded to nearest or stochastically.
 //
-// Traffic: parameters, gradients and both moments read, all but the gradients written: 28 bytes a parameter in f32;
-// about 15 FLOPs.
+// Traffic: parameters, gradients and both moments read, all but the gradients written: 28 bytes a parameter in f32, 30
+// with the copy; about 15 FLOPs, and some 25 integer operations where rounding is stochastic.
+#include "philox.cuh"
 #include "rows.cuh"
 
 struct Settings {
@@ -34,8 +36,38 @@ struct Update {
     }
 };
 
+/// The rounded copy of the parameters; only those of f32 have one.
+struct Copy {
+    bf16 *rounded; // or null
+    bool stochastic;
+    u64 seed;
+    u32 step;
+
+    /// Elements of one block of random numbers, 16 bits each.
+    static constexpr int BLOCK = 8;
+
+    /// Rounds the N elements from `at` on, which are within one block.
+    template <int N> DEVICE void write(i64, const Pack<f64, N> &) const {}
+    template <int N> DEVICE void write(i64 at, const Pack<f32, N> &x) const {
+        if (!rounded) return;
+        Pack<bf16, N> out;
+        if (stochastic) {
+            Words random = philox((u64)at / BLOCK, step, 1, seed);
+            UNROLL for (int e = 0; e < N; e++) {
+                int part = (int)(at % BLOCK) + e;
+                u32 bits = bits_of(x[e]), low = random.word[part / 2] >> 16 * (part % 2) & 0xffffu;
+                bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+                out[e] = finite ? bf16{(u16)((bits + low) >> 16)} : round_to<bf16>(x[e]);
+            }
+        } else {
+            UNROLL for (int e = 0; e < N; e++) out[e] = round_to<bf16>(x[e]);
+        }
+        store_pack(rounded + at, out);
+    }
+};
+
 KERNEL(adamw, 256, X *parameters, const X *gradients, X *first_moment, X *second_moment, const X *learning_rate,
-       const X *clip, const i32 *step, Settings settings, i64 count) {
+       const X *clip, const i32 *step, Settings settings, bf16 *rounded, i32 stochastic, u64 seed, i64 count) {
     SHARED(X, corrected, [2]);
     f64 lr = *learning_rate;
     if (threadIdx.x == 0) {
@@ -46,6 +78,7 @@ KERNEL(adamw, 256, X *parameters, const X *gradients, X *first_moment, X *second
     X beta1 = (X)settings.beta1, beta2 = (X)settings.beta2;
     Update update = {*clip,        beta1,        beta2,        X(1) - beta1, X(1) - beta2, (X)settings.eps,
                      corrected[0], corrected[1], (X)(lr * settings.weight_decay)};
+    Copy copy = {rounded, stochastic != 0, seed, (u32)*step};
     i64 packs = count / PACK, step_width = (i64)gridDim.x * blockDim.x, thread = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     for (i64 i = thread; i < packs; i += step_width) {
         i64 at = i * PACK;
@@ -53,11 +86,14 @@ KERNEL(adamw, 256, X *parameters, const X *gradients, X *first_moment, X *second
         Pack<X, PACK> m = load_pack<PACK>(first_moment + at), v = load_pack<PACK>(second_moment + at);
         UNROLL for (int e = 0; e < PACK; e++) update.apply(p[e], g[e], m[e], v[e], at + e < settings.decay_len);
         store_pack(parameters + at, p);
+        copy.write(at, p);
         store_pack(first_moment + at, m);
         store_pack(second_moment + at, v);
     }
     // What does not fill a pack.
     i64 rest = packs * PACK + thread;
-    if (rest < count)
+    if (rest < count) {
         update.apply(parameters[rest], gradients[rest], first_moment[rest], second_moment[rest], rest < settings.decay_len);
+        copy.write(rest, load_pack<1>(parameters + rest));
+    }
 }

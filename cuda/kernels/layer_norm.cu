@@ -1,19 +1,20 @@
 // LayerNorm of rows (Ba et al., arXiv 1607.06450): mean, rstd = 1 / sqrt(var(x) + eps) with the variance around the
-// mean, out = (x - mean) * rstd * weight + bias. Its gradient, with x^ = (x - mean) * rstd and g = d_out * weight: d_x
+// mean, out = (x - mean) * rstd * weight + bias. With an addend, x + addend, rounded to X, is written to `sum` and takes the
+// place of x. The gradient, with x^ = (x - mean) * rstd and g = d_out * weight: d_x
 // (+)= rstd * (g - mean(g) - x^ * mean(g * x^)), d_weight = sum over rows of d_out * x^, d_bias = sum over rows of
 // d_out. x, out, d_out, d_x [rows, packs]; weight and bias [packs]; mean and rstd [rows], f32. X: f32, bf16 or f64.
 //
 // Rows stay in shared memory between the sweeps where they fit. Weight and bias: a block walks down `rows_per_block`
 // rows, each thread summing its own columns, and writes partial rows; `reduce_columns` adds those in order. Traffic:
-// forward one read and one write of every element, backward two reads and one write. 8 FLOPs an element forward, 14
+// forward one read and one write of every element, two of each with an addend, backward two reads and one write. 8 FLOPs an element forward, 14
 // backward.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
 
 KERNEL_OCCUPANCY(layer_norm, 512, 1, X *out, i64 out_stride, A *mean, i64 mean_stride, A *rstd, i64 rstd_stride,
-                 const X *x, i64 x_stride, const X *weight, const X *bias, i64 rows, i64 packs, f64 eps,
-                 u32 row_threads, i32 cached) {
+                 const X *x, i64 x_stride, const X *addend, i64 addend_stride, X *sum, i64 sum_stride, const X *weight,
+                 const X *bias, i64 rows, i64 packs, f64 eps, u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
@@ -21,13 +22,14 @@ KERNEL_OCCUPANCY(layer_norm, 512, 1, X *out, i64 out_stride, A *mean, i64 mean_s
     bool live = n < rows;
     Share share(live ? packs : 0, at.column, row_threads);
     A width = (A)(packs * PACK);
-    CachedRow<X, PACK> row(x + n * x_stride, cached ? shared + at.row * packs * PACK : nullptr);
-    A sum[1] = {0};
-    sweep(row, share, [&](i32, const Pack<X, PACK> &in) {
-        UNROLL for (int i = 0; i < PACK; i++) sum[0] += widen(in[i]);
-    });
-    row_sum(sum, scratch, row_threads);
-    A m = sum[0] / width;
+    A total[1] = {0};
+    CachedRow<X, PACK> row = sweep_sum<X, PACK>(
+        x + n * x_stride, addend ? addend + n * addend_stride : nullptr, sum + n * sum_stride,
+        cached ? shared + at.row * packs * PACK : nullptr, share, [&](i32, const Pack<X, PACK> &in) {
+            UNROLL for (int i = 0; i < PACK; i++) total[0] += widen(in[i]);
+        });
+    row_sum(total, scratch, row_threads);
+    A m = total[0] / width;
     A squares[1] = {0};
     for (i32 p = share.column; p < share.packs; p += share.step) {
         Pack<X, PACK> in = row.again(p);

@@ -1,26 +1,9 @@
-// Random numbers by Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a block of four
-// words is a function of a counter and a key, so that element i needs no other. Computed in f64, with roundings where
-// the CPU has them, and rounded to X (f32 or f64) once.
+// Random numbers: element i from block offset + i of Philox4x32-10. Computed in f64, with roundings where the CPU has
+// them, and rounded to X (f32 or f64) once.
 //
 // Traffic: one write of every element; some 100 integer and, for normal numbers, 100 f64 operations each.
+#include "philox.cuh"
 #include "rows.cuh"
-
-struct Words {
-    u32 word[4];
-};
-
-/// Ten rounds over the counter (index, 0) keyed by `seed`.
-DEVICE Words philox(u64 index, u64 seed) {
-    Words c = {{(u32)index, (u32)(index >> 32), 0, 0}};
-    u32 key[2] = {(u32)seed, (u32)(seed >> 32)};
-    UNROLL for (int round = 0; round < 10; round++) {
-        u64 a = (u64)0xD2511F53u * c.word[0], b = (u64)0xCD9E8D57u * c.word[2];
-        c = Words{{(u32)(b >> 32) ^ c.word[1] ^ key[0], (u32)b, (u32)(a >> 32) ^ c.word[3] ^ key[1], (u32)a}};
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
-    }
-    return c;
-}
 
 /// 53 bits as a number in [0, 1).
 DEVICE f64 unit(u32 high, u32 low) { return (f64)(((u64)high << 32 | low) >> 11) * (1.0 / 9007199254740992.0); }
@@ -39,7 +22,7 @@ DEVICE f64 next_down(f64 x) {
 KERNEL(random_uniform, 256, X *out, i64 count, f64 low, f64 high, u64 seed, u64 offset) {
     i64 step = (i64)gridDim.x * blockDim.x;
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        Words w = philox(offset + (u64)i, seed);
+        Words w = philox(offset + (u64)i, 0, 0, seed);
         f64 x = add_rounded(low, multiply_rounded(high - low, unit(w.word[0], w.word[1])));
         X rounded = (X)(x < high ? x : next_down(high));
         out[i] = (f64)rounded < high ? rounded : next_down(rounded);
@@ -50,7 +33,7 @@ KERNEL(random_uniform, 256, X *out, i64 count, f64 low, f64 high, u64 seed, u64 
 KERNEL(random_normal, 256, X *out, i64 count, f64 mean, f64 deviation, u64 seed, u64 offset) {
     i64 step = (i64)gridDim.x * blockDim.x;
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        Words w = philox(offset + (u64)i, seed);
+        Words w = philox(offset + (u64)i, 0, 0, seed);
         f64 u = unit(w.word[0], w.word[1]), v = unit(w.word[2], w.word[3]);
         f64 radius = multiply_rounded(deviation, sqrt(multiply_rounded(-2.0, log(1.0 - u))));
         out[i] = (X)add_rounded(mean, multiply_rounded(radius, cos(multiply_rounded(6.283185307179586, v))));

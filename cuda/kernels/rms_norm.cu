@@ -1,27 +1,29 @@
 // RMSNorm of rows (Zhang and Sennrich, arXiv 1910.07467): rstd = 1 / sqrt(mean(x^2) + eps), out = x * rstd * weight.
-// Its gradient, with x^ = x * rstd and g = d_out * weight: d_x (+)= rstd * (g - x^ * mean(g * x^)), d_weight = sum over
+// With an addend, x + addend, rounded to X, is written to `sum` and takes the place of x. The gradient, with x^ = x * rstd and g = d_out * weight: d_x (+)= rstd * (g - x^ * mean(g * x^)), d_weight = sum over
 // rows of d_out * x^. x, out, d_out, d_x [rows, packs]; weight [packs]; rstd [rows], f32. X: f32, bf16 or f64.
 //
 // Rows stay in shared memory between the sweeps where they fit. d_weight: a block walks down `rows_per_block` rows,
 // each thread summing its own columns, and writes a partial row; `reduce_columns` adds those in order. Traffic: forward
-// one read and one write of every element, backward two reads and one write. 4 FLOPs an element forward, 11 backward.
+// one read and one write of every element, two of each with an addend, backward two reads and one write. 4 FLOPs an element forward, 11 backward.
 #include "rows.cuh"
 
 typedef Accumulator<X>::type A;
 
 KERNEL_OCCUPANCY(rms_norm, 512, 1, X *out, i64 out_stride, A *rstd, i64 rstd_stride, const X *x, i64 x_stride,
-                 const X *weight, i64 rows, i64 packs, f64 eps, u32 row_threads, i32 cached) {
+                 const X *addend, i64 addend_stride, X *sum, i64 sum_stride, const X *weight, i64 rows, i64 packs, f64 eps,
+                 u32 row_threads, i32 cached) {
     SHARED(A, scratch, [ROW_SCRATCH]);
     DYNAMIC_SHARED(X, shared);
     Place at = place(row_threads);
     i64 n = (i64)blockIdx.x * (blockDim.x / row_threads) + at.row;
     bool live = n < rows;
     Share share(live ? packs : 0, at.column, row_threads);
-    CachedRow<X, PACK> row(x + n * x_stride, cached ? shared + at.row * packs * PACK : nullptr);
     A squares[1] = {0};
-    sweep(row, share, [&](i32, const Pack<X, PACK> &in) {
-        UNROLL for (int i = 0; i < PACK; i++) squares[0] += widen(in[i]) * widen(in[i]);
-    });
+    CachedRow<X, PACK> row = sweep_sum<X, PACK>(
+        x + n * x_stride, addend ? addend + n * addend_stride : nullptr, sum + n * sum_stride,
+        cached ? shared + at.row * packs * PACK : nullptr, share, [&](i32, const Pack<X, PACK> &in) {
+            UNROLL for (int i = 0; i < PACK; i++) squares[0] += widen(in[i]) * widen(in[i]);
+        });
     row_sum(squares, scratch, row_threads);
     A r = A(1) / square_root(squares[0] / (A)(packs * PACK) + (A)eps);
     if (live && at.column == 0) rstd[n * rstd_stride] = r;

@@ -175,6 +175,26 @@ DEVICE void sweep(const CachedRow<T, N> &a, const CachedRow<T, N> &b, Share shar
     }
 }
 
+/// The first sweep over a row or, where there is an addend, over the sum of both, rounded to T and written to `sum`.
+/// Returns the row that was swept over, to be read again.
+template <class T, int N, class F>
+DEVICE CachedRow<T, N> sweep_sum(const T *x, const T *addend, T *sum, T *cache, Share share, F body) {
+    CachedRow<T, N> row(addend ? sum : x, cache);
+    if (!addend) {
+        sweep(row, share, body);
+        return row;
+    }
+    CachedRow<T, N> first(x, nullptr), second(addend, nullptr);
+    sweep(first, second, share, [&](i32 p, const Pack<T, N> &a, const Pack<T, N> &b) {
+        Pack<T, N> both;
+        UNROLL for (int i = 0; i < N; i++) both[i] = narrow<T>(widen(a[i]) + widen(b[i]));
+        store_pack(sum + (i64)p * N, both);
+        row.keep(p, both);
+        body(p, both);
+    });
+    return row;
+}
+
 /// sum e^x, kept as `total` = sum e^(x - top) with `top` the greatest x so far, NaN aside, which `total` meets.
 template <class T> struct Exponentials {
     typedef typename Accumulator<T>::type A;

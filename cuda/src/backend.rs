@@ -2,7 +2,7 @@
 
 use patchgpt_tensor::{
     AdamW, Backend, Binary, DType, Destination, Distribution, Limits, LinearCrossEntropy, Memory, Reduction, Replay,
-    Result, ScatterIndex, Tensor, Unary,
+    Residual, Result, ScatterIndex, Tensor, Unary,
 };
 
 use crate::device::Cuda;
@@ -98,8 +98,16 @@ impl Backend for Cuda {
         ops::patch_embedding::backward(self, d_table, d_out, index, patch)
     }
 
-    fn rms_norm(&self, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
-        ops::rms_norm::forward(self, out, rstd, x, weight, eps)
+    fn rms_norm(
+        &self,
+        out: &Tensor,
+        rstd: &Tensor,
+        x: &Tensor,
+        residual: Option<Residual>,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<()> {
+        ops::rms_norm::forward(self, out, rstd, x, residual, weight, eps)
     }
 
     fn rms_norm_backward(
@@ -120,11 +128,12 @@ impl Backend for Cuda {
         mean: &Tensor,
         rstd: &Tensor,
         x: &Tensor,
+        residual: Option<Residual>,
         weight: &Tensor,
         bias: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        ops::layer_norm::forward(self, out, mean, rstd, x, weight, bias, eps)
+        ops::layer_norm::forward(self, out, mean, rstd, x, residual, weight, bias, eps)
     }
 
     fn layer_norm_backward(

@@ -2,7 +2,7 @@
 //! arXiv 1711.05101; formula at `Backend::adamw`). The gradient is clipped by its global norm; learning rate, step number
 //! and clip factor are 0-d tensors on the device, so that nothing waits for it.
 
-use patchgpt_tensor::{DType, Tensor};
+use patchgpt_tensor::{DType, Rounded, Rounding, Tensor};
 
 use crate::config::TrainConfig;
 use crate::parameters::Parameters;
@@ -19,18 +19,25 @@ pub struct AdamWSettings {
     pub eps: f64,
     /// Decoupled weight decay of the parameters with two or more dimensions.
     pub weight_decay: f64,
+    /// How the weights that a bf16 model computes with come from its master weights.
+    pub rounding: Rounding,
 }
 
 impl Default for AdamWSettings {
-    /// Those of the authors of patch-level training: betas 0.9 and 0.95, eps 1e-8, weight decay 0.1.
+    /// Those of the authors of patch-level training: betas 0.9 and 0.95, eps 1e-8, weight decay 0.1; rounded to nearest.
     fn default() -> Self {
-        AdamWSettings { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
+        AdamWSettings { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, rounding: Rounding::Nearest }
     }
 }
 
 impl From<&TrainConfig> for AdamWSettings {
     fn from(train: &TrainConfig) -> Self {
-        AdamWSettings { beta1: train.beta1, beta2: train.beta2, eps: train.eps, weight_decay: train.weight_decay }
+        let rounding = match train.stochastic_rounding {
+            Some(true) => Rounding::Stochastic { seed: train.seed },
+            Some(false) | None => Rounding::Nearest,
+        };
+        let &TrainConfig { beta1, beta2, eps, weight_decay, .. } = train;
+        AdamWSettings { beta1, beta2, eps, weight_decay, rounding }
     }
 }
 
@@ -50,7 +57,7 @@ impl AdamW {
     /// # Errors
     /// Settings out of range: betas outside [0, 1), eps or weight decay negative or not finite.
     pub fn new(parameters: &Parameters, settings: AdamWSettings) -> Result<AdamW> {
-        let AdamWSettings { beta1, beta2, eps, weight_decay } = settings;
+        let AdamWSettings { beta1, beta2, eps, weight_decay, rounding: _ } = settings;
         let in_unit = |beta: f64| (0.0..1.0).contains(&beta);
         let positive = |x: f64| x.is_finite() && x >= 0.0;
         if !(in_unit(beta1) && in_unit(beta2) && positive(eps) && positive(weight_decay)) {
@@ -120,9 +127,25 @@ impl AdamW {
             eps: self.settings.eps,
             weight_decay: self.settings.weight_decay,
             decay_len: parameters.decay_len(),
+            rounded: parameters.rounded().map(|tensor| Rounded { tensor, rounding: self.settings.rounding }),
         }
         .run()?;
-        parameters.refresh()
+        Ok(())
+    }
+
+    /// Brings what a bf16 model computes with up to date with master weights that were loaded along with this optimizer's state: to the bits that the last
+    /// update left, whatever the rounding; to nearest before the first.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn refresh(&self, parameters: &Parameters) -> Result<()> {
+        match parameters.rounded() {
+            Some(tensor) if self.steps > 0 => {
+                let rounded = Rounded { tensor, rounding: self.settings.rounding };
+                Ok(rounded.again(parameters.values(), self.steps as i32)?)
+            }
+            _ => parameters.refresh(),
+        }
     }
 
     /// Tells that a replayed step has written the moments.
@@ -260,6 +283,36 @@ mod tests {
         assert!(second.second_moment().to_f64_vec().unwrap().iter().all(|&v| v == 0.0));
     }
 
+    /// Weights of bf16 come to the same bits from a checkpoint's master weights and step as from the update, and on average they are the master weights.
+    #[test]
+    fn stochastic_rounding_is_made_again_from_a_loaded_state() {
+        let specs = vec![ParameterSpec::new("matrix", &[100, 100], Init::Ones)];
+        let parameters = Parameters::build(specs.clone(), DType::BF16, &Device::cpu().unwrap(), 3).unwrap();
+        let settings =
+            AdamWSettings { weight_decay: 0.0, rounding: Rounding::Stochastic { seed: 5 }, ..Default::default() };
+        let mut optimizer = AdamW::new(&parameters, settings).unwrap();
+        set_gradients(&parameters, |_| 1.0);
+        let weights = |parameters: &Parameters| parameters.rounded().unwrap().to_f64_vec().unwrap();
+        // From 1 down, by an eighth of the distance to the next number of bf16.
+        let mut steps = Vec::new();
+        for _ in 0..3 {
+            optimizer.step(&parameters, 2f64.powi(-11), None).unwrap();
+            let master = parameters.values().to_f64_vec().unwrap()[0];
+            let mean = weights(&parameters).iter().sum::<f64>() / 10_000.0;
+            // Four standard deviations of the mean of so many.
+            assert!((mean - master).abs() < 4.0 * 2f64.powi(-8) * 0.5 / 100.0, "{mean} for {master}");
+            steps.push(weights(&parameters));
+        }
+        assert!(steps[0] != steps[1] && steps[1] != steps[2]);
+
+        let resumed = Parameters::zeros(specs, DType::BF16, &Device::cpu().unwrap()).unwrap();
+        resumed.values().copy_(parameters.values()).unwrap();
+        let mut loaded = AdamW::new(&resumed, settings).unwrap();
+        loaded.load(optimizer.first_moment(), optimizer.second_moment(), optimizer.steps()).unwrap();
+        loaded.refresh(&resumed).unwrap();
+        assert_eq!(weights(&resumed), steps[2]);
+    }
+
     #[test]
     fn mistakes_are_errors() {
         let parameters = model();
@@ -267,7 +320,7 @@ mod tests {
             let message = AdamW::new(&parameters, settings).err().unwrap().to_string();
             assert!(message.contains(&format!("{name} = {value}")), "{message}");
         };
-        let fine = AdamWSettings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0 };
+        let fine = AdamWSettings { beta1: 0.0, beta2: 0.0, eps: 0.0, weight_decay: 0.0, rounding: Rounding::Nearest };
         assert!(AdamW::new(&parameters, fine).is_ok());
         for beta in [1.0, -0.1, f64::NAN] {
             refused("beta1", beta, AdamWSettings { beta1: beta, ..fine });

@@ -226,6 +226,11 @@ impl Parameters {
         &self.values
     }
 
+    /// What a bf16 model computes with, flat, in the layout of the values; `None` in f32 and f64, where that is the values.
+    pub(crate) fn rounded(&self) -> Option<&Tensor> {
+        self.rounded.as_ref()
+    }
+
     /// All gradients, flat, in the layout of the values.
     pub fn gradients(&self) -> &Tensor {
         &self.gradients

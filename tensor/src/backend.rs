@@ -163,6 +163,41 @@ pub struct AdamW<'a> {
     pub weight_decay: f64,
     /// The first so many parameters decay, the rest do not.
     pub decay_len: usize,
+    /// What a bf16 model computes with, written by the same update.
+    pub rounded: Option<Rounded<'a>>,
+}
+
+/// The rounded copy of master weights.
+#[derive(Clone, Copy)]
+pub struct Rounded<'a> {
+    /// Output, bf16, flat, as long as the parameters, which are f32.
+    pub tensor: &'a Tensor,
+    /// How they are rounded.
+    pub rounding: Rounding,
+}
+
+/// How f32 becomes bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// To nearest even.
+    #[default]
+    Nearest,
+    /// To one of the two neighbours, to the one of greater magnitude with the share of their distance that x lies beyond the other as the probability, so that
+    /// small updates are kept in the mean: element i becomes the upper half of `bits(x) + r`, r being the 16-bit number `i % 8` (the lower half of a
+    /// word first) of the Philox4x32-10 block with the counter `(i / 8, low word; high word; step; 1)` keyed by `seed`. NaN and infinity as to nearest.
+    Stochastic {
+        /// Key of the random numbers; `step` is the update's.
+        seed: u64,
+    },
+}
+
+/// What is added to the input of a norm before it, as in a residual connection.
+#[derive(Clone, Copy)]
+pub struct Residual<'a> {
+    /// Rows [N, C], x's dtype.
+    pub addend: &'a Tensor,
+    /// Output, rows [N, C], x's dtype: `x + addend`, rounded, which is normalised in place of x.
+    pub sum: &'a Tensor,
 }
 
 /// Arguments of [`Backend::linear_cross_entropy`].
@@ -271,9 +306,17 @@ pub trait Backend: Any + Send + Sync {
         patch: usize,
     ) -> Result<()>;
 
-    /// Rows: `rstd = 1 / sqrt(mean(x^2) + eps)`, `out = x * rstd * weight`; x and out [N, C], weight [C], rstd [N].
-    /// Source: Zhang and Sennrich, arXiv 1910.07467.
-    fn rms_norm(&self, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()>;
+    /// Rows: `rstd = 1 / sqrt(mean(x^2) + eps)`, `out = x * rstd * weight`; x and out [N, C], weight [C], rstd [N]. With a residual the sum takes the place of x,
+    /// the same to the bit as if it had been computed before. Source: Zhang and Sennrich, arXiv 1910.07467.
+    fn rms_norm(
+        &self,
+        out: &Tensor,
+        rstd: &Tensor,
+        x: &Tensor,
+        residual: Option<Residual>,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<()>;
 
     /// Rows, with `x^ = x * rstd` and `g = d_out * weight`: `d_x (+)= rstd * (g - x^ * mean(g * x^))`, `d_weight (+)= sum over rows of d_out * x^`.
     /// `d_x` may be `d_out` itself.
@@ -288,7 +331,7 @@ pub trait Backend: Any + Send + Sync {
     ) -> Result<()>;
 
     /// Rows: `rstd = 1 / sqrt(var(x) + eps)` (biased variance, two passes over the row), `out = (x - mean) * rstd * weight + bias`; x and out [N, C], weight and bias [C], mean
-    /// and rstd [N]. Source: Ba et al., arXiv 1607.06450.
+    /// and rstd [N]. A residual as in [`Backend::rms_norm`]. Source: Ba et al., arXiv 1607.06450.
     #[allow(clippy::too_many_arguments)]
     fn layer_norm(
         &self,
@@ -296,6 +339,7 @@ pub trait Backend: Any + Send + Sync {
         mean: &Tensor,
         rstd: &Tensor,
         x: &Tensor,
+        residual: Option<Residual>,
         weight: &Tensor,
         bias: &Tensor,
         eps: f64,
@@ -399,7 +443,8 @@ pub trait Backend: Any + Send + Sync {
     /// One AdamW update of flat storage, with g = clip * gradient and t the step:
     /// `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
     /// `p -= lr * (decay * p)` then `p -= lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)`,
-    /// decay being `weight_decay` for the first `decay_len` elements and 0 after. Source: Loshchilov and Hutter, arXiv 1711.05101.
+    /// decay being `weight_decay` for the first `decay_len` elements and 0 after; then `rounded` becomes p, rounded. Source: Loshchilov and Hutter, arXiv
+    /// 1711.05101.
     fn adamw(&self, args: AdamW) -> Result<()>;
 
     /// `norm = sqrt(sum x^2)` of the contiguous x, and `clip = min(1, max_norm / (norm + 1e-6))`, the factor that brings the norm down to `max_norm`; both 0-d, x's dtype.

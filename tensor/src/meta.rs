@@ -18,7 +18,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
+use crate::backend::{
+    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Residual, Unary,
+};
 use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
 use crate::{Arena, Device, Error, Memory, Place, Replay, Result, ScatterIndex, Tensor};
 
@@ -239,9 +241,9 @@ impl Backend for Meta {
         softmax_backward(Destination, &Tensor, &Tensor);
         patch_embedding(&Tensor, &Tensor, &Tensor);
         patch_embedding_backward(Destination, &Tensor, &ScatterIndex, usize);
-        rms_norm(&Tensor, &Tensor, &Tensor, &Tensor, f64);
+        rms_norm(&Tensor, &Tensor, &Tensor, Option<Residual>, &Tensor, f64);
         rms_norm_backward(Option<Destination>, Option<Destination>, &Tensor, &Tensor, &Tensor, &Tensor);
-        layer_norm(&Tensor, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor, f64);
+        layer_norm(&Tensor, &Tensor, &Tensor, &Tensor, Option<Residual>, &Tensor, &Tensor, f64);
         layer_norm_backward(Option<Destination>, Option<Destination>, Option<Destination>, &Tensor, &Tensor, &Tensor, &Tensor, &Tensor);
         rope(&Tensor, &Tensor, &Tensor, &Tensor, bool);
         causal_attention(&Tensor, &Tensor, &Tensor, &Tensor, &Tensor, f64);

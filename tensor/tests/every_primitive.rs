@@ -134,6 +134,7 @@ fn everything(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
         eps: 1e-8,
         weight_decay: 0.1,
         decay_len: 4,
+        rounded: None,
     }
     .run()?;
     let (norm, clip) = parameters.global_norm(0.5)?;

@@ -1,6 +1,6 @@
 //! Arguments that do not fit are errors that name the op and what it got, never panics.
 
-use patchgpt_tensor::{AdamW, DType, Destination, Device, Result, ScatterIndex, Tensor};
+use patchgpt_tensor::{AdamW, DType, Destination, Device, Result, Rounded, Rounding, ScatterIndex, Tensor};
 
 /// One device for all tests: tensors of two do not meet.
 fn device() -> &'static Device {
@@ -125,6 +125,7 @@ fn updates_take_flat_buffers_of_one_length_scalars_and_betas_below_one() {
         eps: 1e-8,
         weight_decay: 0.1,
         decay_len: 6,
+        rounded: None,
     };
     assert!(fine.run().is_ok());
     let (matrix, short, wide, flat) = (zeros(&[2, 3]), zeros(&[5]), typed(&[6], DType::F64), zeros(&[1]));
@@ -157,6 +158,11 @@ fn updates_take_flat_buffers_of_one_length_scalars_and_betas_below_one() {
         refused(written.run(), &["adamw", "overlap"]);
     }
     refused(AdamW { first_moment: &p, ..fine }.run(), &["adamw", "overlap"]);
+    let (rounding, long) = (Rounding::Nearest, typed(&[7], DType::BF16));
+    for (tensor, parts) in [(&long, ["[6]", "[7]"]), (&clip, ["[6]", "[]"]), (&v, ["bf16", "f32"])] {
+        let rounded = Some(Rounded { tensor, rounding });
+        refused(AdamW { rounded, ..fine }.run(), &["adamw", parts[0], parts[1]]);
+    }
     for most in [0.0, -1.0, f64::NAN] {
         refused(g.global_norm(most), &["global_norm", "positive", &most.to_string()]);
     }

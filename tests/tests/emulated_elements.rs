@@ -174,6 +174,7 @@ fn adamw_follows_the_cpu() -> Result<()> {
                     eps: 1e-8,
                     weight_decay: 0.1,
                     decay_len,
+                    rounded: None,
                 }
                 .run()?;
             }

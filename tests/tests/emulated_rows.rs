@@ -1,10 +1,12 @@
 //! The kernels over rows on the emulated device, primitive by primitive, against the CPU in f64: in f32, bf16 and f64, with aligned and unaligned
 //! rows, gaps between rows, written and accumulated, and sizes at which launchers take another path.
 
-use patchgpt_tensor::{DType, Destination, Device, IGNORE_INDEX, LinearCrossEntropy, Result, ScatterIndex, Tensor};
+use patchgpt_tensor::{
+    Binary, DType, Destination, Device, IGNORE_INDEX, LinearCrossEntropy, Residual, Result, ScatterIndex, Tensor,
+};
 use patchgpt_tests::array::Array;
 use patchgpt_tests::cuda::device as emulated;
-use patchgpt_tests::side::{Place, Rounded, Side, check, compare, compare_within, cpu, random};
+use patchgpt_tests::side::{PLACES, Place, Rounded, Side, check, compare, compare_within, cpu, random};
 
 /// Rows and widths: single elements, odd, multiples of packs, several packs a thread.
 const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 8], [5, 33], [0, 8], [2, 1040], [37, 64]];
@@ -57,7 +59,7 @@ fn rms_norm() {
                 let (x, g) = (random(&shape, 1).rounded_to(s.numbers), random(&shape, 2).rounded_to(s.numbers));
                 let weight = s.vector(&random(&[c], 3).rounded_to(s.numbers))?;
                 let (out, rstd) = (s.out(&shape, false)?, s.empty_statistic(n)?);
-                s.backend().rms_norm(&out, &rstd, &s.rows(&x)?, &weight, 1e-5)?;
+                s.backend().rms_norm(&out, &rstd, &s.rows(&x)?, None, &weight, 1e-5)?;
                 let given = s.statistic(&Array::from_fn(&[n], |i| 1.0 + (i % 5) as f64))?;
                 let (d_x, d_w) = (s.out(&shape, accumulate)?, s.statistic(&random(&[c], 4))?);
                 s.backend().rms_norm_backward(
@@ -93,7 +95,7 @@ fn layer_norm() {
                 let bias = s.vector(&random(&[c], 5).rounded_to(s.numbers))?;
                 let (out, mean, rstd) = (s.out(&shape, false)?, s.empty_statistic(n)?, s.empty_statistic(n)?);
                 // A row of one element has no variance: eps alone keeps it finite.
-                s.backend().layer_norm(&out, &mean, &rstd, &s.rows(&x)?, &weight, &bias, 0.1)?;
+                s.backend().layer_norm(&out, &mean, &rstd, &s.rows(&x)?, None, &weight, &bias, 0.1)?;
                 let given = s.statistic(&Array::from_fn(&[n], |i| 1.0 + (i % 5) as f64))?;
                 let means = s.statistic(&Array::from_fn(&[n], |i| (i % 3) as f64 / 4.0))?;
                 let d_x = s.out(&shape, accumulate)?;
@@ -114,6 +116,40 @@ fn layer_norm() {
     }
 }
 
+/// The sum and its norm from one kernel have the bits of the two one after the other, also where rows do not fit in shared memory.
+#[test]
+fn norms_with_an_addend_are_sum_and_norm() {
+    for shape @ [n, c] in SHAPES.into_iter().chain([[2, 50_000]]) {
+        for (dtype, place) in [DType::F32, DType::BF16].into_iter().flat_map(|d| PLACES.map(|place| (d, place))) {
+            let s = Side { device: emulated(), dtype, numbers: dtype, place };
+            let run = |one_kernel: bool| -> Result<Vec<Vec<f64>>> {
+                let (x, addend) = (s.rows(&random(&shape, 1))?, s.rows(&random(&shape, 2))?);
+                let (weight, bias) = (s.vector(&random(&[c], 3))?, s.vector(&random(&[c], 4))?);
+                let mut written = Vec::new();
+                for layer in [false, true] {
+                    let (sum, out) = (s.out(&shape, false)?, s.out(&shape, false)?);
+                    let (mean, rstd) = (s.empty_statistic(n)?, s.empty_statistic(n)?);
+                    let both = Residual { addend: &addend, sum: &sum };
+                    let (from, residual) = if one_kernel { (&x, Some(both)) } else { (&sum, None) };
+                    if !one_kernel {
+                        s.backend().binary(Destination::write(&sum), Binary::Add, &x, &addend)?;
+                    }
+                    if layer {
+                        s.backend().layer_norm(&out, &mean, &rstd, from, residual, &weight, &bias, 0.1)?;
+                        written.push(mean);
+                    } else {
+                        s.backend().rms_norm(&out, &rstd, from, residual, &weight, 1e-5)?;
+                    }
+                    written.extend([sum, out, rstd]);
+                }
+                written.iter().map(Tensor::to_f64_vec).collect()
+            };
+            let (one, two) = (run(true).expect("a result"), run(false).expect("a result"));
+            assert_eq!(one, two, "{shape:?} {dtype} {place:?}");
+        }
+    }
+}
+
 /// More rows than blocks, so that a block walks down several; and rows too wide for shared memory.
 #[test]
 fn norms_of_many_and_of_wide_rows() {
@@ -125,7 +161,7 @@ fn norms_of_many_and_of_wide_rows() {
             let given = s.statistic(&Array::from_fn(&[n], |i| 1.0 + (i % 5) as f64))?;
             let (x, g) = (s.rows(&x)?, s.rows(&g)?);
             let (out, rstd) = (s.out(&[n, c], false)?, s.empty_statistic(n)?);
-            s.backend().rms_norm(&out, &rstd, &x, &weight, 1e-5)?;
+            s.backend().rms_norm(&out, &rstd, &x, None, &weight, 1e-5)?;
             let d_x = s.out(&[n, c], false)?;
             let sums = [(); 3].map(|_| s.empty_statistic(c));
             let [d_w, d_v, d_b] = sums;

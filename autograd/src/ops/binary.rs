@@ -9,10 +9,11 @@
 
 use patchgpt_tensor::{Binary, Tensor, Unary};
 
-use crate::function::apply_one;
+use crate::function::{Made, apply_one};
 use crate::{Context, Function, Gradients, Result, Saved, Var};
 
-struct Add;
+/// With the sum, where it has been made along with something else.
+struct Add(Made<Tensor>);
 struct Sub;
 struct Mul;
 struct Div;
@@ -32,7 +33,7 @@ impl Function for Add {
     }
 
     fn forward(&self, inputs: &[&Tensor], _: &mut Context) -> Result<Vec<Tensor>> {
-        Ok(vec![inputs[0].add(inputs[1])?])
+        Ok(vec![self.0.take_or(|| inputs[0].add(inputs[1]))?])
     }
 
     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
@@ -109,10 +110,15 @@ impl Function for Div {
     }
 }
 
+/// `a + b` of equal shapes, already computed.
+pub(super) fn added(a: &Var, b: &Var, sum: Tensor) -> Result<Var> {
+    apply_one(Add(Made::already(sum)), &[a, b])
+}
+
 impl Var {
     /// `self + other`, broadcasting
     pub fn add(&self, other: &Var) -> Result<Var> {
-        apply_one(Add, &[self, other])
+        apply_one(Add(Made::nothing()), &[self, other])
     }
 
     /// `self - other`, broadcasting

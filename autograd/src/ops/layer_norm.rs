@@ -5,11 +5,13 @@
 
 use patchgpt_tensor::{LayerNorm as Output, Tensor};
 
-use crate::function::apply_one;
+use super::binary::added;
+use crate::function::{Made, apply_one};
 use crate::{Context, Function, Gradients, Result, Saved, Var};
 
 struct LayerNorm {
     eps: f64,
+    made: Made<Output>,
 }
 
 impl Function for LayerNorm {
@@ -22,7 +24,8 @@ impl Function for LayerNorm {
     }
 
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
-        let Output { output, mean, rstd } = inputs[0].layer_norm(inputs[1], inputs[2], self.eps)?;
+        let Output { output, mean, rstd } =
+            self.made.take_or(|| inputs[0].layer_norm(inputs[1], inputs[2], self.eps))?;
         for saved in [inputs[0], inputs[1], &mean, &rstd] {
             context.save(saved);
         }
@@ -38,6 +41,15 @@ impl Function for LayerNorm {
 impl Var {
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; weight and bias `[C]`.
     pub fn layer_norm(&self, weight: &Var, bias: &Var, eps: f64) -> Result<Var> {
-        apply_one(LayerNorm { eps }, &[self, weight, bias])
+        apply_one(LayerNorm { eps, made: Made::nothing() }, &[self, weight, bias])
+    }
+
+    /// `self + addend`, both of one shape, and its [`Var::layer_norm`], from one kernel where the device has one; values and gradients are those of the two
+    /// ops one after the other, to the bit.
+    pub fn add_layer_norm(&self, addend: &Var, weight: &Var, bias: &Var, eps: f64) -> Result<(Var, Var)> {
+        let (sum, normed) = self.tensor().add_layer_norm(addend.tensor(), weight.tensor(), bias.tensor(), eps)?;
+        let sum = added(self, addend, sum)?;
+        let normed = apply_one(LayerNorm { eps, made: Made::already(normed) }, &[&sum, weight, bias])?;
+        Ok((sum, normed))
     }
 }

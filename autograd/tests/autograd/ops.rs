@@ -2,7 +2,7 @@
 
 use crate::inputs::{device, layouts, normal, positive};
 use patchgpt_autograd::gradcheck::{Options, gradcheck};
-use patchgpt_autograd::{Result, Var};
+use patchgpt_autograd::{Result, Var, recompute_cheap};
 use patchgpt_tensor::{DType, IGNORE_INDEX, ScatterIndex, Tensor};
 
 fn check(what: &str, f: impl Fn(&[Var]) -> Result<Var>, inputs: &[Tensor]) {
@@ -169,6 +169,45 @@ fn norms_with_some_inputs_tracked() {
     check("layer_norm for x", |v| v[0].layer_norm(&w0, &b0, 1e-5), &[x]);
     check("layer_norm for w", |v| x0.layer_norm(&v[0], &b0, 1e-5), &[weight]);
     check("layer_norm for b", |v| x0.layer_norm(&w0, &v[0], 1e-5)?.square(), &[bias]);
+}
+
+/// Both outputs are used twice, so that gradients come together from several sides; under recomputation the norm is made again by itself.
+#[test]
+fn norms_with_an_addend_have_the_bits_of_the_two_ops() {
+    let inputs = [normal(&[3, 5], 1), normal(&[3, 5], 2), normal(&[5], 3), normal(&[5], 4), normal(&[5, 5], 5)];
+    let run = |layer: bool, together: bool, cheap: bool| -> Result<Vec<Vec<f64>>> {
+        let v = inputs.clone().map(Var::parameter);
+        let [x, addend, weight, bias, matrix] = &v;
+        let body = || {
+            let (sum, normed) = match (layer, together) {
+                (true, true) => x.add_layer_norm(addend, weight, bias, 1e-5)?,
+                (false, true) => x.add_rms_norm(addend, weight, 1e-5)?,
+                (layer, _) => {
+                    let sum = x.add(addend)?;
+                    let normed = if layer { sum.layer_norm(weight, bias, 1e-5) } else { sum.rms_norm(weight, 1e-5) }?;
+                    (sum, normed)
+                }
+            };
+            sum.add(&normed.linear(matrix, None)?)?.mul(&sum)?.add(&normed)
+        };
+        let out = if cheap { recompute_cheap(body)? } else { body()? };
+        out.square()?.sum_all()?.backward()?;
+        let mut results = vec![out.tensor().to_f64_vec()?];
+        for var in v.iter().filter(|v| layer || !std::ptr::eq(*v, bias)) {
+            results.push(var.gradient().expect("a gradient").to_f64_vec()?);
+        }
+        Ok(results)
+    };
+    for layer in [false, true] {
+        let plain = run(layer, false, false).unwrap();
+        assert!(plain.iter().flatten().all(|x| *x != 0.0));
+        for cheap in [false, true] {
+            assert_eq!(run(layer, true, cheap).unwrap(), plain, "LayerNorm: {layer}, recomputed: {cheap}");
+        }
+    }
+    let short = Var::constant(normal(&[5], 1));
+    let message = Var::constant(inputs[0].clone()).add_rms_norm(&short, &short, 1e-5).err().unwrap().to_string();
+    assert!(message.contains("the addend must have the shape [3, 5], got [5]"), "{message}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::rows::{ELEMENTWISE, elementwise_blocks};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
-static SOURCE: KernelSource = kernel_source!("random", "rows.cuh");
+static SOURCE: KernelSource = kernel_source!("random", "rows.cuh", "philox.cuh");
 
 pub(crate) fn specialisations() -> Vec<Specialisation> {
     [DType::F32, DType::F64].map(|x| Specialisation::new(&SOURCE).define("X", x)).into()

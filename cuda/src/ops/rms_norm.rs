@@ -1,7 +1,7 @@
-//! RMSNorm of rows and its gradients. Bytes: forward one read and one write of every element, backward two reads and one write, and the partial
-//! rows of d_weight. FLOPs: 4 an element forward, 11 backward.
+//! RMSNorm of rows and its gradients. Bytes: forward one read and one write of every element, two of each with a residual, backward two reads and one
+//! write, and the partial rows of d_weight. FLOPs: 4 an element forward, 11 backward.
 
-use patchgpt_tensor::{Destination, Result, Tensor};
+use patchgpt_tensor::{Destination, Residual, Result, Tensor};
 
 use super::reduce::sum_columns;
 use super::rows::{
@@ -17,11 +17,22 @@ pub(crate) fn specialisations() -> Vec<Specialisation> {
 }
 
 /// See [`Backend::rms_norm`](patchgpt_tensor::Backend::rms_norm).
-pub(crate) fn forward(cuda: &Cuda, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
+pub(crate) fn forward(
+    cuda: &Cuda,
+    out: &Tensor,
+    rstd: &Tensor,
+    x: &Tensor,
+    residual: Option<Residual>,
+    weight: &Tensor,
+    eps: f64,
+) -> Result<()> {
     let op = "rms_norm";
     floating(op, x.dtype())?;
     let (to, from) = (Rows::of(op, out)?, Rows::of(op, x)?);
-    let pack = pack(cuda, x.dtype(), from.width, &[out, x, weight])?;
+    let (addend, sum) = residual.map(|r| (r.addend, r.sum)).unzip();
+    let stride_of = |t: Option<&Tensor>| t.map_or(Ok(0), |t| Rows::of(op, t).map(|rows| rows.stride));
+    let operands: Vec<&Tensor> = [out, x, weight].into_iter().chain(addend).chain(sum).collect();
+    let pack = pack(cuda, x.dtype(), from.width, &operands)?;
     let packs = from.width / pack;
     let threads = RowThreads::new(from.count, packs, 256, 512);
     let shared = shared_if_fits(cuda, threads.flight * from.width * x.dtype().size());
@@ -34,6 +45,10 @@ pub(crate) fn forward(cuda: &Cuda, out: &Tensor, rstd: &Tensor, x: &Tensor, weig
         .value(rstd.strides()[0] as i64)
         .read(x)
         .value(from.stride as i64)
+        .read_optional(addend)
+        .value(stride_of(addend)? as i64)
+        .write_optional(sum)
+        .value(stride_of(sum)? as i64)
         .read(weight)
         .value(from.count as i64)
         .value(packs as i64)

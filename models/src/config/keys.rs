@@ -70,6 +70,10 @@ pub const KEYS: &[Key] = &[
     key("train.beta2", "AdamW: decay of the second moment"),
     key("train.eps", "AdamW: epsilon"),
     key("train.weight_decay", "AdamW: weight decay of matrices and embeddings"),
+    key(
+        "train.stochastic_rounding",
+        "true: weights of a bf16 model are rounded stochastically from the f32 master weights; absent: to nearest",
+    ),
     key("train.clip", "largest global norm of the gradient; 0: no clipping"),
     key(
         "train.recompute",

@@ -284,6 +284,7 @@ impl Preset {
             beta2: 0.95,
             eps: 1e-8,
             weight_decay: 0.1,
+            stochastic_rounding: None,
             clip: 1.0,
             recompute: Recompute::Nothing,
             seed: 1,

@@ -208,6 +208,8 @@ pub struct TrainConfig {
     pub eps: f64,
     /// AdamW's decoupled weight decay, for tensors of two or more dimensions.
     pub weight_decay: f64,
+    /// Whether the weights of a bf16 model are rounded stochastically from its master weights, with `seed`; to nearest if absent or false.
+    pub stochastic_rounding: Option<bool>,
     /// Largest global gradient norm; 0 turns clipping off.
     pub clip: f64,
     /// What the backward pass computes again instead of keeping.

@@ -192,6 +192,7 @@ fn values_out_of_range_are_refused() {
         (&["train.min_lr=1"], &["min_lr = 1", "lr = 0.002"]),
         (&["train.beta2=1"], &["beta2 = 1"]),
         (&["train.clip=-1"], &["clip = -1"]),
+        (&["train.stochastic_rounding=true"], &["stochastic_rounding is for bf16", "`f32`"]),
         (&["train.decay_fraction=2"], &["decay_fraction = 2"]),
         (&["data.validation_fraction=1"], &["validation_fraction = 1"]),
         (&["data.tokenizer=bpe:12"], &["bpe:12", "above 256"]),

@@ -17,6 +17,13 @@ impl Config {
         check_budget(&self.train)?;
         check_patches(&self.train)?;
         check_optimizer(&self.train)?;
+        if self.train.stochastic_rounding == Some(true) && self.device.dtype != Dtype::Bf16 {
+            return fail(format!(
+                "train.stochastic_rounding is for bf16, whose weights are rounded from master weights, and device.dtype is \
+                 `{}`: set it to bf16, or leave stochastic_rounding out",
+                self.device.dtype
+            ));
+        }
         self.device.check()?;
         check_step_size(&self.train)?;
         self.check_vocabulary()?;

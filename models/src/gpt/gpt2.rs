@@ -6,6 +6,7 @@
 use patchgpt_autograd::{Result as GraphResult, Var};
 
 use super::Block;
+use super::stream::{Norm, Stream};
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::parameters::{Init, ParameterSpec, Parameters};
@@ -23,21 +24,16 @@ impl Pair {
     fn linear(&self, x: &Var) -> GraphResult<Var> {
         x.linear(&self.weight, Some(&self.bias))
     }
-
-    fn layer_norm(&self, x: &Var, eps: f64) -> GraphResult<Var> {
-        x.layer_norm(&self.weight, &self.bias, eps)
-    }
 }
 
-/// The parameters of one block and the constant of its norms.
+/// The parameters of one block.
 pub(super) struct Gpt2Block {
-    attention_norm: Pair,
+    attention_norm: Norm,
     attention: Pair,
     attention_output: Pair,
-    ffn_norm: Pair,
+    ffn_norm: Norm,
     ffn: Pair,
     ffn_output: Pair,
-    eps: f64,
 }
 
 /// Name of a parameter of a layer.
@@ -78,23 +74,28 @@ impl Gpt2Block {
             let var = |kind| parameters.var(&name(layer, part, kind)).cloned();
             Ok(Pair { weight: var("weight")?, bias: var("bias")? })
         };
+        let norm = |part| -> Result<Norm> {
+            let Pair { weight, bias } = pair(part)?;
+            Ok(Norm::Layer { weight, bias, eps: config.norm_eps })
+        };
         Ok(Gpt2Block {
-            attention_norm: pair("ln_1")?,
+            attention_norm: norm("ln_1")?,
             attention: pair("attn.c_attn")?,
             attention_output: pair("attn.c_proj")?,
-            ffn_norm: pair("ln_2")?,
+            ffn_norm: norm("ln_2")?,
             ffn: pair("mlp.c_fc")?,
             ffn_output: pair("mlp.c_proj")?,
-            eps: config.norm_eps,
         })
     }
 }
 
 impl Block for Gpt2Block {
-    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
-        let joined = self.attention.linear(&self.attention_norm.layer_norm(x, self.eps)?)?;
-        let x = x.add(&self.attention_output.linear(&attend(&joined)?)?)?;
-        let activated = self.ffn.linear(&self.ffn_norm.layer_norm(&x, self.eps)?)?.gelu()?;
-        x.add(&self.ffn_output.linear(&activated)?)
+    fn forward(&self, stream: Stream, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Stream> {
+        let (x, normed) = stream.normalised(&self.attention_norm)?;
+        let attended = attend(&self.attention.linear(&normed)?)?;
+        let branch = self.attention_output.linear(&attended)?;
+        let (x, normed) = Stream::with(x, branch).normalised(&self.ffn_norm)?;
+        let activated = self.ffn.linear(&normed)?.gelu()?;
+        Ok(Stream::with(x, self.ffn_output.linear(&activated)?))
     }
 }

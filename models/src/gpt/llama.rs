@@ -5,21 +5,21 @@
 use patchgpt_autograd::{Result as GraphResult, Var};
 
 use super::Block;
+use super::stream::{Norm, Stream};
 use crate::Result;
 use crate::config::ModelConfig;
 use crate::parameters::{Init, ParameterSpec, Parameters};
 
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// The parameters of one block and the constant of its norms.
+/// The parameters of one block.
 pub(super) struct LlamaBlock {
-    attention_norm: Var,
+    attention_norm: Norm,
     qkv: Var,
     output: Var,
-    ffn_norm: Var,
+    ffn_norm: Norm,
     gate_up: Var,
     down: Var,
-    eps: f64,
 }
 
 /// Name of a parameter of a layer.
@@ -44,23 +44,25 @@ pub(super) fn specs(config: &ModelConfig, layer: usize) -> Vec<ParameterSpec> {
 impl LlamaBlock {
     pub(super) fn new(config: &ModelConfig, parameters: &Parameters, layer: usize) -> Result<LlamaBlock> {
         let var = |part| parameters.var(&name(layer, part)).cloned();
+        let norm = |part| -> Result<Norm> { Ok(Norm::Rms { weight: var(part)?, eps: config.norm_eps }) };
         Ok(LlamaBlock {
-            attention_norm: var("input_layernorm")?,
+            attention_norm: norm("input_layernorm")?,
             qkv: var("self_attn.qkv_proj")?,
             output: var("self_attn.o_proj")?,
-            ffn_norm: var("post_attention_layernorm")?,
+            ffn_norm: norm("post_attention_layernorm")?,
             gate_up: var("mlp.gate_up_proj")?,
             down: var("mlp.down_proj")?,
-            eps: config.norm_eps,
         })
     }
 }
 
 impl Block for LlamaBlock {
-    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
-        let joined = x.rms_norm(&self.attention_norm, self.eps)?.linear(&self.qkv, None)?;
-        let x = x.add(&attend(&joined)?.linear(&self.output, None)?)?;
-        let gated = x.rms_norm(&self.ffn_norm, self.eps)?.linear(&self.gate_up, None)?.swiglu()?;
-        x.add(&gated.linear(&self.down, None)?)
+    fn forward(&self, stream: Stream, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Stream> {
+        let (x, normed) = stream.normalised(&self.attention_norm)?;
+        let attended = attend(&normed.linear(&self.qkv, None)?)?;
+        let branch = attended.linear(&self.output, None)?;
+        let (x, normed) = Stream::with(x, branch).normalised(&self.ffn_norm)?;
+        let gated = normed.linear(&self.gate_up, None)?.swiglu()?;
+        Ok(Stream::with(x, gated.linear(&self.down, None)?))
     }
 }

@@ -8,6 +8,7 @@ mod batch;
 mod cache;
 mod gpt2;
 mod llama;
+mod stream;
 
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use attention::Attention;
 pub(crate) use batch::mean_factor;
 pub use batch::{Inputs, TrainBatch, mean_scale};
 pub use cache::KvCache;
+use stream::{Norm, Stream};
 
 use crate::config::{Dialect, ModelConfig, Recompute};
 use crate::parameters::{Init, ParameterSpec, Parameters};
@@ -28,14 +30,8 @@ pub const VOCABULARY_MULTIPLE: usize = 64;
 
 /// A transformer block of either dialect.
 trait Block: Send + Sync {
-    /// x [B, T, C] to [B, T, C]; `attend` maps the joined projections [B, T, (H+2G)*D] to [B, T, H*D].
-    fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var>;
-}
-
-/// The norm after the last block.
-enum FinalNorm {
-    Rms { weight: Var },
-    Layer { weight: Var, bias: Var },
+    /// The stream [B, T, C] after the block; `attend` maps the joined projections [B, T, (H+2G)*D] to [B, T, H*D].
+    fn forward(&self, stream: Stream, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Stream>;
 }
 
 /// A GPT: configuration, parameters, and how to compute with them.
@@ -47,7 +43,8 @@ pub struct Gpt {
     /// Learned positions [P, C]; `None` where attention rotates.
     positions: Option<Var>,
     blocks: Vec<Arc<dyn Block>>,
-    final_norm: FinalNorm,
+    /// After the last block.
+    final_norm: Norm,
     head: Var,
     recompute: Recompute,
 }
@@ -74,19 +71,19 @@ impl Gpt {
 
     fn over(config: &ModelConfig, parameters: Parameters) -> Result<Gpt> {
         let var = |name: &str| parameters.var(name).cloned();
-        let layers = 0..config.layers;
+        let (layers, eps) = (0..config.layers, config.norm_eps);
         let (blocks, embedding, positions, final_norm): (Result<Vec<Arc<dyn Block>>>, _, _, _) = match config.dialect {
             Dialect::Llama => (
                 layers.map(|l| Ok(Arc::new(llama::LlamaBlock::new(config, &parameters, l)?) as _)).collect(),
                 var(llama::EMBEDDING)?,
                 None,
-                FinalNorm::Rms { weight: var("model.norm.weight")? },
+                Norm::Rms { weight: var("model.norm.weight")?, eps },
             ),
             Dialect::Gpt2 => (
                 layers.map(|l| Ok(Arc::new(gpt2::Gpt2Block::new(config, &parameters, l)?) as _)).collect(),
                 var(gpt2::EMBEDDING)?,
                 Some(var(gpt2::POSITIONS)?),
-                FinalNorm::Layer { weight: var("transformer.ln_f.weight")?, bias: var("transformer.ln_f.bias")? },
+                Norm::Layer { weight: var("transformer.ln_f.weight")?, bias: var("transformer.ln_f.bias")?, eps },
             ),
         };
         let blocks = blocks?;
@@ -225,29 +222,29 @@ impl Gpt {
         A: Fn(usize, &Var) -> GraphResult<Var>,
     {
         let length = embedded.shape()[1];
-        let mut x = match &self.positions {
+        let mut stream = Stream::new(match &self.positions {
             Some(table) => embedded.add(&table.narrow(0, start, length)?)?,
             None => embedded.clone(),
-        };
+        });
         for (layer, block) in self.blocks.iter().enumerate() {
-            let forward = || block.forward(&x, &|joined| attend(layer, joined));
-            x = match self.recompute {
-                Recompute::Blocks if x.is_tracked() => self.recomputed(block, &x, length)?,
-                Recompute::Cheap => recompute_cheap(forward)?,
-                Recompute::Blocks | Recompute::Nothing => forward()?,
+            let forward = |stream| block.forward(stream, &|joined| attend(layer, joined));
+            stream = match self.recompute {
+                Recompute::Blocks if stream.is_tracked() => self.recomputed(block, &stream.joined()?, length)?,
+                Recompute::Cheap => recompute_cheap(|| forward(stream))?,
+                Recompute::Blocks | Recompute::Nothing => forward(stream)?,
             };
         }
-        let eps = self.config.norm_eps;
-        Ok(match &self.final_norm {
-            FinalNorm::Rms { weight } => x.rms_norm(weight, eps)?,
-            FinalNorm::Layer { weight, bias } => x.layer_norm(weight, bias, eps)?,
-        })
+        let (_, normed) = stream.normalised(&self.final_norm)?;
+        Ok(normed)
     }
 
     /// A block of training whose activations are computed again in the backward pass.
-    fn recomputed(&self, block: &Arc<dyn Block>, x: &Var, positions: usize) -> GraphResult<Var> {
+    fn recomputed(&self, block: &Arc<dyn Block>, x: &Var, positions: usize) -> GraphResult<Stream> {
         let (block, attention) = (block.clone(), self.attention.clone());
-        recompute(move |inputs: &[Var]| block.forward(&inputs[0], &|joined| attention.train(joined, positions)), &[x])
+        let forward = move |inputs: &[Var]| {
+            block.forward(Stream::new(inputs[0].clone()), &|joined| attention.train(joined, positions))?.joined()
+        };
+        Ok(Stream::new(recompute(forward, &[x])?))
     }
 
     fn check_positions(&self, positions: usize) -> Result<()> {

@@ -225,8 +225,8 @@ impl Checkpoint {
             }
         }
         parameters.values().copy_(&flat[0])?;
-        parameters.refresh()?;
-        optimizer.load(&flat[1], &flat[2], self.state.optimizer_steps)
+        optimizer.load(&flat[1], &flat[2], self.state.optimizer_steps)?;
+        optimizer.refresh(parameters)
     }
 }
 

@@ -210,7 +210,8 @@ pub(super) fn copy_views<A: Convert, B: Convert>(pool: &Pool, out: ViewMut<'_, B
     });
 }
 
-fn row<A: Convert, B: Convert>(x: &[A], out: &mut [B]) {
+/// Converts neighbours.
+pub(super) fn row<A: Convert, B: Convert>(x: &[A], out: &mut [B]) {
     match (A::DTYPE, B::DTYPE) {
         (a, b) if a == b => bytemuck::cast_slice_mut::<B, u8>(out).copy_from_slice(bytemuck::cast_slice::<A, u8>(x)),
         (DType::BF16, DType::F32) => {

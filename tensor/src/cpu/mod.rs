@@ -31,12 +31,15 @@ mod vectorized;
 
 use std::sync::Arc;
 
-use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
+use crate::backend::{
+    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Residual, Unary,
+};
 use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
 use crate::{DType, Error, Limits, Memory, Result, ScatterIndex, Tensor};
 use memory::Arena;
 pub(crate) use memory::size_class;
 use parallel::Pool;
+pub(crate) use random::round_stochastically;
 
 /// Whether the head and its loss widen bf16.
 pub(crate) fn widens_head() -> bool {
@@ -77,6 +80,13 @@ impl Cpu {
     /// The most bytes that live tensors have held at one time.
     pub fn memory_peak(&self) -> usize {
         self.arena.peak()
+    }
+
+    /// What a norm reads: x, or its sum with what is added to it. Rows that fit in a cache are there when the norm comes to them.
+    fn summed<'a>(&self, x: &'a Tensor, residual: Option<Residual<'a>>) -> Result<&'a Tensor> {
+        let Some(Residual { addend, sum }) = residual else { return Ok(x) };
+        self.binary(Destination::write(sum), Binary::Add, x, addend)?;
+        Ok(sum)
     }
 }
 
@@ -179,8 +189,16 @@ impl Backend for Cpu {
         patch_embedding::patch_embedding_backward(&self.pool, d_table, d_out, index, patch)
     }
 
-    fn rms_norm(&self, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
-        rms_norm::rms_norm(&self.pool, out, rstd, x, weight, eps)
+    fn rms_norm(
+        &self,
+        out: &Tensor,
+        rstd: &Tensor,
+        x: &Tensor,
+        residual: Option<Residual>,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<()> {
+        rms_norm::rms_norm(&self.pool, out, rstd, self.summed(x, residual)?, weight, eps)
     }
 
     fn rms_norm_backward(
@@ -201,11 +219,12 @@ impl Backend for Cpu {
         mean: &Tensor,
         rstd: &Tensor,
         x: &Tensor,
+        residual: Option<Residual>,
         weight: &Tensor,
         bias: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        layer_norm::layer_norm(&self.pool, out, mean, rstd, x, weight, bias, eps)
+        layer_norm::layer_norm(&self.pool, out, mean, rstd, self.summed(x, residual)?, weight, bias, eps)
     }
 
     fn layer_norm_backward(

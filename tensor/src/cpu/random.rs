@@ -5,6 +5,7 @@ use super::access::Access;
 use super::parallel::{Pool, blocks};
 use crate::backend::Distribution;
 use crate::{DType, Error, Result, Tensor};
+use half::bf16;
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -37,6 +38,21 @@ fn draw(distribution: Distribution, seed: u64, index: u64) -> f64 {
         Distribution::Normal { mean, std } => {
             mean + std * (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
         }
+    }
+}
+
+/// `out` becomes `x`, rounded as [`Rounding::Stochastic`](crate::Rounding) says, both being what begins at element `start`.
+pub(crate) fn round_stochastically(seed: u64, step: i32, start: usize, x: &[f32], out: &mut [bf16]) {
+    let mut words = [0; 4];
+    for (i, (out, &x)) in (start..).zip(out.iter_mut().zip(x)) {
+        let (block, part) = (i / 8, i % 8);
+        if part == 0 || i == start {
+            let counter = [block as u32, (block as u64 >> 32) as u32, step as u32, 1];
+            words = philox(counter, [seed as u32, (seed >> 32) as u32]);
+        }
+        let random = words[part / 2] >> (16 * (part % 2)) & 0xFFFF;
+        // The sum of a number near the end of the range becomes infinity, but no NaN, and no bits beyond the sign's are reached.
+        *out = if x.is_finite() { bf16::from_bits((x.to_bits() + random >> 16) as u16) } else { bf16::from_f32(x) };
     }
 }
 

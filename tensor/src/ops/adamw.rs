@@ -1,8 +1,10 @@
 //! The optimizer's primitives over flat storage.
 
 use super::{expect_shape, same_device, same_kind};
-use crate::backend::AdamW;
+use crate::backend::{AdamW, Rounded, Rounding};
+use crate::cpu::round_stochastically;
 use crate::{DType, Error, Result, Tensor};
+use half::bf16;
 
 impl AdamW<'_> {
     /// Runs the update; see [`Backend::adamw`](crate::Backend::adamw) for the formula.
@@ -31,6 +33,21 @@ impl AdamW<'_> {
         if [self.parameters, self.first_moment, self.second_moment].into_iter().any(in_its_place) {
             return Err(Error::Overlap { op });
         }
+        if let Some(Rounded { tensor, .. }) = self.rounded {
+            same_device(op, &[self.parameters, tensor])?;
+            expect_shape(op, "the rounded copy", tensor, &[self.parameters.len()])?;
+            if (self.parameters.dtype(), tensor.dtype()) != (DType::F32, DType::BF16) || !tensor.is_contiguous() {
+                return Err(Error::value(
+                    op,
+                    format!(
+                        "parameters of f32 and a contiguous rounded copy of bf16 expected, got {} and {}, {:?}",
+                        self.parameters.dtype(),
+                        tensor.dtype(),
+                        tensor.layout()
+                    ),
+                ));
+            }
+        }
         for (what, t) in
             [("the learning rate", self.learning_rate), ("the clip factor", self.clip), ("the step", self.step)]
         {
@@ -56,7 +73,27 @@ impl AdamW<'_> {
         for t in [self.parameters, self.first_moment, self.second_moment] {
             t.mark_written();
         }
+        if let Some(rounded) = self.rounded {
+            rounded.tensor.mark_written();
+        }
         Ok(())
+    }
+}
+
+impl Rounded<'_> {
+    /// Writes `tensor` as update number `step` would from `x`, f32 and flat: what was not kept with the master weights is made again. It goes through
+    /// the host's memory, so that it is nothing for every step.
+    ///
+    /// # Errors
+    /// Another shape or dtype; a failure of the device.
+    pub fn again(self, x: &Tensor, step: i32) -> Result<()> {
+        let op = "adamw";
+        expect_shape(op, "the rounded copy", self.tensor, x.shape())?;
+        let Rounding::Stochastic { seed } = self.rounding else { return self.tensor.copy_(x) };
+        let x = x.to_vec::<f32>()?;
+        let mut rounded = vec![bf16::ZERO; x.len()];
+        round_stochastically(seed, step, 0, &x, &mut rounded);
+        self.tensor.write_from(&rounded)
     }
 }
 

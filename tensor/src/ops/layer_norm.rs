@@ -1,7 +1,7 @@
 //! Layer normalisation over the last dimension.
 
-use super::{as_rows, expect_shape, gradient_kind, same_kind, through_optional, through_vector, width};
-use crate::{Destination, Result, Tensor};
+use super::{addition, as_rows, expect_shape, gradient_kind, same_kind, through_optional, through_vector, width};
+use crate::{Destination, Residual, Result, Tensor};
 
 /// What [`Tensor::layer_norm`] returns.
 pub struct LayerNorm {
@@ -13,23 +13,50 @@ pub struct LayerNorm {
     pub rstd: Tensor,
 }
 
+impl LayerNorm {
+    fn of_shape(self, shape: &[usize]) -> Result<LayerNorm> {
+        Ok(LayerNorm { output: self.output.view(shape)?, ..self })
+    }
+}
+
+const OP: &str = "layer_norm";
+
+/// Of rows.
+fn normalised(x: &Tensor, residual: Option<Residual>, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<LayerNorm> {
+    let dtype = same_kind(OP, &[x, weight, bias])?;
+    let c = width(OP, x)?;
+    expect_shape(OP, "the weight", weight, &[c])?;
+    expect_shape(OP, "the bias", bias, &[c])?;
+    let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
+    let output = Tensor::empty(x.shape(), dtype, x.device())?;
+    let mean = Tensor::empty(&[x.dim(0)], dtype.accumulator(), x.device())?;
+    let rstd = Tensor::empty(&[x.dim(0)], dtype.accumulator(), x.device())?;
+    x.device().backend().layer_norm(&output, &mean, &rstd, x, residual, &weight, &bias, eps)?;
+    for t in [&output, &mean, &rstd] {
+        t.mark_written();
+    }
+    Ok(LayerNorm { output, mean, rstd })
+}
+
 impl Tensor {
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; weight and bias [C].
     pub fn layer_norm(&self, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<LayerNorm> {
-        let op = "layer_norm";
-        let dtype = same_kind(op, &[self, weight, bias])?;
-        let c = width(op, self)?;
-        expect_shape(op, "the weight", weight, &[c])?;
-        expect_shape(op, "the bias", bias, &[c])?;
-        let (x, weight, bias) = (as_rows(op, self)?, weight.contiguous()?, bias.contiguous()?);
-        let out = Tensor::empty(x.shape(), dtype, x.device())?;
-        let mean = Tensor::empty(&[x.dim(0)], dtype.accumulator(), x.device())?;
-        let rstd = Tensor::empty(&[x.dim(0)], dtype.accumulator(), x.device())?;
-        x.device().backend().layer_norm(&out, &mean, &rstd, &x, &weight, &bias, eps)?;
-        for t in [&out, &mean, &rstd] {
-            t.mark_written();
-        }
-        Ok(LayerNorm { output: out.view(self.shape())?, mean, rstd })
+        normalised(&as_rows(OP, self)?, None, weight, bias, eps)?.of_shape(self.shape())
+    }
+
+    /// `self + addend`, both of one shape, and its [`Tensor::layer_norm`], in one pass over memory where the device can; the same to the bit as one
+    /// after the other.
+    pub fn add_layer_norm(
+        &self,
+        addend: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<(Tensor, LayerNorm)> {
+        let [x, addend, sum] = &addition(OP, self, addend)?;
+        let normed = normalised(x, Some(Residual { addend, sum }), weight, bias, eps)?.of_shape(self.shape())?;
+        sum.mark_written();
+        Ok((sum.view(self.shape())?, normed))
     }
 
     /// Gradients of [`Tensor::layer_norm`] for its input, this tensor, its weight and its bias (`gradients` in this order).

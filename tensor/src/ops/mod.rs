@@ -68,6 +68,15 @@ fn expect_shape(op: &'static str, what: &str, tensor: &Tensor, expected: &[usize
     Ok(())
 }
 
+/// What the sum of x and `addend` is made of and into: both as rows, and memory for it.
+fn addition(op: &'static str, x: &Tensor, addend: &Tensor) -> Result<[Tensor; 3]> {
+    let dtype = same_kind(op, &[x, addend])?;
+    expect_shape(op, "the addend", addend, x.shape())?;
+    let (x, addend) = (as_rows(op, x)?, as_rows(op, addend)?);
+    let sum = Tensor::empty(x.shape(), dtype, x.device())?;
+    Ok([x, addend, sum])
+}
+
 /// The last dimension's size.
 ///
 /// # Errors

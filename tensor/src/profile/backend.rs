@@ -6,7 +6,9 @@
 
 use super::Profiler;
 use super::work::{Work, count, scores};
-use crate::backend::{AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Unary};
+use crate::backend::{
+    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Residual, Unary,
+};
 use crate::{DType, Limits, Memory, Result, ScatterIndex, Tensor};
 
 impl Backend for Profiler {
@@ -108,9 +110,17 @@ impl Backend for Profiler {
         self.call("patch_embedding_backward", work, |on| on.patch_embedding_backward(d_table, d_out, index, patch))
     }
 
-    fn rms_norm(&self, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
-        let work = || Work::of(4.0 * count(x)).fills(&[out, rstd]).reads(&[x, weight]);
-        self.call("rms_norm", work, |on| on.rms_norm(out, rstd, x, weight, eps))
+    fn rms_norm(
+        &self,
+        out: &Tensor,
+        rstd: &Tensor,
+        x: &Tensor,
+        residual: Option<Residual>,
+        weight: &Tensor,
+        eps: f64,
+    ) -> Result<()> {
+        let work = || Work::of(4.0 * count(x)).fills(&[out, rstd]).reads(&[x, weight]).adds(residual);
+        self.call("rms_norm", work, |on| on.rms_norm(out, rstd, x, residual, weight, eps))
     }
 
     fn rms_norm_backward(
@@ -132,12 +142,13 @@ impl Backend for Profiler {
         mean: &Tensor,
         rstd: &Tensor,
         x: &Tensor,
+        residual: Option<Residual>,
         weight: &Tensor,
         bias: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        let work = || Work::of(7.0 * count(x)).fills(&[out, mean, rstd]).reads(&[x, weight, bias]);
-        self.call("layer_norm", work, |on| on.layer_norm(out, mean, rstd, x, weight, bias, eps))
+        let work = || Work::of(7.0 * count(x)).fills(&[out, mean, rstd]).reads(&[x, weight, bias]).adds(residual);
+        self.call("layer_norm", work, |on| on.layer_norm(out, mean, rstd, x, residual, weight, bias, eps))
     }
 
     fn layer_norm_backward(
@@ -255,7 +266,8 @@ impl Backend for Profiler {
         let work = || {
             let scalars = [args.gradients, args.learning_rate, args.clip, args.step];
             let updated = [args.parameters, args.first_moment, args.second_moment];
-            Work::of(16.0 * count(args.parameters)).updates(&updated).reads(&scalars)
+            let work = Work::of(16.0 * count(args.parameters)).updates(&updated).reads(&scalars);
+            args.rounded.iter().fold(work, |work, copy| work.fills(&[copy.tensor]))
         };
         self.call("adamw", work, |on| on.adamw(args))
     }

@@ -60,6 +60,7 @@ fn everything(device: &Device) -> Result<()> {
         eps: 1e-8,
         weight_decay: 0.1,
         decay_len: 5,
+        rounded: None,
     }
     .run()
 }

@@ -1,6 +1,6 @@
 //! The work of a primitive, from the shapes of what it reads and writes.
 
-use crate::{Destination, Tensor};
+use crate::{Destination, Residual, Tensor};
 
 /// Operations, and the tensors that are moved. Made step by step: `Work::of(flops).writes(out).reads(&[a, b])`.
 pub(super) struct Work<'a> {
@@ -49,6 +49,13 @@ impl<'a> Work<'a> {
         destinations.into_iter().filter_map(Into::into).fold(self, |work, destination| {
             if destination.accumulate { work.updates(&[destination.tensor]) } else { work.fills(&[destination.tensor]) }
         })
+    }
+
+    /// What a norm adds to its input, one operation an element.
+    pub(super) fn adds(mut self, residual: Option<Residual<'a>>) -> Self {
+        let Some(Residual { addend, sum }) = residual else { return self };
+        self.flops += count(sum);
+        self.fills(&[sum]).reads(&[addend])
     }
 
     /// A tensor of which only so many bytes are read.

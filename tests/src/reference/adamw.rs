@@ -33,3 +33,34 @@ pub fn update(s: Settings, parameters: &mut [f64], gradients: &[f64], first: &mu
         parameters[i] -= s.learning_rate * (m / (v.sqrt() + s.eps) + decay * parameters[i]);
     }
 }
+
+/// `x`, a number of f32, rounded to bf16: toward zero, or away from zero where the share of the distance that x has come exceeds what is left to
+/// the random number, in 65536 steps; `element` of update `step`.
+pub fn round_stochastically(x: f64, element: u64, step: u32, seed: u64) -> f64 {
+    let magnitude = x.abs();
+    if magnitude == 0.0 {
+        return x;
+    }
+    // Normal numbers of f32 and bf16 alike have their leading bit at 2^e; bf16 keeps 7 bits below it.
+    let exponent = magnitude.log2().floor().max(-126.0);
+    let unit = (exponent - 7.0).exp2();
+    let steps = magnitude / unit;
+    let share = (steps - steps.floor()) * 65536.0;
+    let words = philox([element / 8 & 0xFFFF_FFFF, element / 8 >> 32, u64::from(step), 1], seed);
+    let word = words[(element % 8 / 2) as usize];
+    let random = if element % 2 == 0 { word % 65536 } else { word / 65536 };
+    let away = share.floor() + random as f64 >= 65536.0;
+    x.signum() * unit * (steps.floor() + if away { 1.0 } else { 0.0 })
+}
+
+/// Philox4x32-10 in numbers below 2^32 (Salmon et al., 2011, section 3.4).
+fn philox([mut a, mut b, mut c, mut d]: [u64; 4], seed: u64) -> [u64; 4] {
+    const WORD: u64 = 1 << 32;
+    let (mut low, mut high) = (seed % WORD, seed / WORD);
+    for _ in 0..10 {
+        let (first, second) = (a * 0xD251_1F53, c * 0xCD9E_8D57);
+        (a, b, c, d) = (second / WORD ^ b ^ low, second % WORD, first / WORD ^ d ^ high, first % WORD);
+        (low, high) = ((low + 0x9E37_79B9) % WORD, (high + 0xBB67_AE85) % WORD);
+    }
+    [a, b, c, d]
+}
