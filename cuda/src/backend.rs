@@ -107,7 +107,7 @@ impl Backend for Cuda {
         weight: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        ops::rms_norm::forward(self, out, rstd, x, residual, weight, eps)
+        ops::rms_norm::forward(self, &ops::rms_norm::Forward { out, rstd, x, residual, weight, eps })
     }
 
     fn rms_norm_backward(
@@ -119,7 +119,8 @@ impl Backend for Cuda {
         weight: &Tensor,
         rstd: &Tensor,
     ) -> Result<()> {
-        ops::rms_norm::backward(self, d_x, d_weight, d_out, x, weight, rstd)
+        let args = ops::rms_norm::Backward { d_x, d_weight, d_out, x, weight, rstd };
+        ops::rms_norm::backward(self, &args)
     }
 
     fn layer_norm(
@@ -133,7 +134,8 @@ impl Backend for Cuda {
         bias: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        ops::layer_norm::forward(self, out, mean, rstd, x, residual, weight, bias, eps)
+        let args = ops::layer_norm::Forward { out, mean, rstd, x, residual, weight, bias, eps };
+        ops::layer_norm::forward(self, &args)
     }
 
     fn layer_norm_backward(
@@ -147,7 +149,8 @@ impl Backend for Cuda {
         mean: &Tensor,
         rstd: &Tensor,
     ) -> Result<()> {
-        ops::layer_norm::backward(self, d_x, d_weight, d_bias, d_out, x, weight, mean, rstd)
+        let args = ops::layer_norm::Backward { d_x, d_weight, d_bias, d_out, x, weight, mean, rstd };
+        ops::layer_norm::backward(self, &args)
     }
 
     fn rope(&self, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<()> {
@@ -226,7 +229,7 @@ impl Backend for Cuda {
     }
 
     fn adamw(&self, args: AdamW) -> Result<()> {
-        ops::adamw::adamw(self, args)
+        ops::adamw::adamw(self, &args)
     }
 
     fn global_norm(&self, norm: &Tensor, clip: &Tensor, x: &Tensor, max_norm: f64) -> Result<()> {

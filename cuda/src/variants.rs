@@ -6,7 +6,7 @@ use patchgpt_tensor::Result;
 
 use crate::device::Cuda;
 use crate::error::backend;
-use crate::ops::causal_attention;
+use crate::ops::{adamw, causal_attention, cross_entropy, layer_norm, rms_norm};
 
 /// A kernel family and its variants, the preferred first: names and what they are for.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +18,28 @@ pub struct Family {
 }
 
 /// The families that have more than one variant.
-pub const FAMILIES: &[Family] = &[causal_attention::FAMILY];
+pub const FAMILIES: &[Family] =
+    &[causal_attention::FAMILY, cross_entropy::FAMILY, rms_norm::FAMILY, layer_norm::FAMILY, adamw::FAMILY];
+
+/// A row of a family's table: an implementation with what it computes by.
+pub(crate) struct Variant<Implementation: 'static> {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) implementation: Implementation,
+}
+
+/// Names and descriptions of a table's rows.
+pub(crate) const fn names<Implementation, const N: usize>(
+    table: &[Variant<Implementation>; N],
+) -> [(&'static str, &'static str); N] {
+    let mut names = [("", ""); N];
+    let mut i = 0;
+    while i < N {
+        names[i] = (table[i].name, table[i].about);
+        i += 1;
+    }
+    names
+}
 
 /// The variable that chooses where nothing else does.
 const VARIABLE: &str = "PATCHGPT_KERNEL";
@@ -76,9 +97,41 @@ impl Cuda {
         }
     }
 
-    /// The variant that has been chosen for a family.
-    pub(crate) fn chosen_kernel(&self, family: &str) -> Option<&'static str> {
-        self.choices.0.get(family).copied()
+    /// The implementation of `family` that has been chosen, or else the first of its table.
+    pub(crate) fn variant<Implementation>(
+        &self,
+        family: &Family,
+        table: &'static [Variant<Implementation>],
+    ) -> &'static Implementation {
+        let chosen = table.iter().find(|variant| Some(variant.name) == self.chosen(family));
+        &chosen.unwrap_or(&table[0]).implementation
+    }
+
+    /// The same of a family in which not every implementation `takes` every problem: the first that does where none is chosen.
+    ///
+    /// # Errors
+    /// None does, or not the chosen one; `problem` says what it is.
+    pub(crate) fn variant_for<Implementation>(
+        &self,
+        family: &Family,
+        table: &'static [Variant<Implementation>],
+        takes: impl Fn(&Implementation) -> bool,
+        problem: impl FnOnce() -> String,
+    ) -> Result<&'static Implementation> {
+        let chosen = self.chosen(family);
+        let mut named = table.iter().filter(|variant| chosen.is_none_or(|name| name == variant.name));
+        match named.find(|variant| takes(&variant.implementation)) {
+            Some(variant) => Ok(&variant.implementation),
+            None => {
+                let none =
+                    chosen.map_or("there is no kernel".into(), |name| format!("the chosen kernel {name} is not"));
+                Err(backend(self, format!("{none} for {}", problem())))
+            }
+        }
+    }
+
+    fn chosen(&self, family: &Family) -> Option<&'static str> {
+        self.choices.0.get(family.name).copied()
     }
 }
 
@@ -97,6 +150,6 @@ mod tests {
         assert_eq!(add(""), Ok(None));
         assert!(add("attention=sm70").unwrap_err().contains("sm90, sm80, portable"));
         assert!(add("attention").unwrap_err().contains("the variants of attention are"));
-        assert!(add("convolution=sm80").unwrap_err().contains("the families with variants are attention"));
+        assert!(add("convolution=sm80").unwrap_err().contains("the families with variants are attention, "));
     }
 }

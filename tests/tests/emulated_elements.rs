@@ -2,7 +2,7 @@
 
 use patchgpt_tensor::{AdamW, Binary, DType, Destination, Device, Distribution, Reduction, Result, Tensor, Unary};
 use patchgpt_tests::array::Array;
-use patchgpt_tests::cuda::device as emulated;
+use patchgpt_tests::cuda::{device as emulated, variants};
 use patchgpt_tests::side::{Rounded, check, compare, cpu, random};
 
 /// Rows and widths: single elements, odd, multiples of packs, several packs a thread.
@@ -180,8 +180,10 @@ fn adamw_follows_the_cpu() -> Result<()> {
             }
             Ok(vec![p, m, v])
         };
-        for (i, (g, e)) in run(emulated(), dtype)?.iter().zip(&run(cpu(), DType::F64)?).enumerate() {
-            compare(&format!("adamw of {n} in {dtype}, output {i}"), g, e, 1);
+        for (choice, device) in variants("adamw") {
+            for (i, (g, e)) in run(device, dtype)?.iter().zip(&run(cpu(), DType::F64)?).enumerate() {
+                compare(&format!("{choice} of {n} in {dtype}, output {i}"), g, e, 1);
+            }
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use patchgpt_tensor::{
     Binary, DType, Destination, Device, IGNORE_INDEX, LinearCrossEntropy, Residual, Result, ScatterIndex, Tensor,
 };
 use patchgpt_tests::array::Array;
-use patchgpt_tests::cuda::device as emulated;
+use patchgpt_tests::cuda::{device as emulated, variants};
 use patchgpt_tests::side::{PLACES, Place, Rounded, Side, check, compare, compare_within, cpu, random};
 
 /// Rows and widths: single elements, odd, multiples of packs, several packs a thread.
@@ -53,9 +53,9 @@ fn softmax_of_extremes() -> Result<()> {
 
 #[test]
 fn rms_norm() {
-    for shape @ [n, c] in SHAPES {
-        for accumulate in [false, true] {
-            check(emulated(), &format!("rms_norm {shape:?}"), n.max(c), |s| {
+    for (choice, device) in variants("rms_norm") {
+        for (shape @ [n, c], accumulate) in SHAPES.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+            check(device, &format!("{choice} {shape:?}"), n.max(c), |s| {
                 let (x, g) = (random(&shape, 1).rounded_to(s.numbers), random(&shape, 2).rounded_to(s.numbers));
                 let weight = s.vector(&random(&[c], 3).rounded_to(s.numbers))?;
                 let (out, rstd) = (s.out(&shape, false)?, s.empty_statistic(n)?);
@@ -87,9 +87,9 @@ fn rms_norm() {
 
 #[test]
 fn layer_norm() {
-    for shape @ [n, c] in SHAPES {
-        for accumulate in [false, true] {
-            check(emulated(), &format!("layer_norm {shape:?}"), n.max(c), |s| {
+    for (choice, device) in variants("layer_norm") {
+        for (shape @ [n, c], accumulate) in SHAPES.into_iter().flat_map(|s| [(s, false), (s, true)]) {
+            check(device, &format!("{choice} {shape:?}"), n.max(c), |s| {
                 let (x, g) = (random(&shape, 1).rounded_to(s.numbers), random(&shape, 2).rounded_to(s.numbers));
                 let weight = s.vector(&random(&[c], 3).rounded_to(s.numbers))?;
                 let bias = s.vector(&random(&[c], 5).rounded_to(s.numbers))?;
@@ -119,35 +119,44 @@ fn layer_norm() {
 /// The sum and its norm from one kernel have the bits of the two one after the other, also where rows do not fit in shared memory.
 #[test]
 fn norms_with_an_addend_are_sum_and_norm() {
-    for shape @ [n, c] in SHAPES.into_iter().chain([[2, 50_000]]) {
-        for (dtype, place) in [DType::F32, DType::BF16].into_iter().flat_map(|d| PLACES.map(|place| (d, place))) {
-            let s = Side { device: emulated(), dtype, numbers: dtype, place };
-            let run = |one_kernel: bool| -> Result<Vec<Vec<f64>>> {
-                let (x, addend) = (s.rows(&random(&shape, 1))?, s.rows(&random(&shape, 2))?);
-                let (weight, bias) = (s.vector(&random(&[c], 3))?, s.vector(&random(&[c], 4))?);
-                let mut written = Vec::new();
-                for layer in [false, true] {
-                    let (sum, out) = (s.out(&shape, false)?, s.out(&shape, false)?);
-                    let (mean, rstd) = (s.empty_statistic(n)?, s.empty_statistic(n)?);
-                    let both = Residual { addend: &addend, sum: &sum };
-                    let (from, residual) = if one_kernel { (&x, Some(both)) } else { (&sum, None) };
-                    if !one_kernel {
-                        s.backend().binary(Destination::write(&sum), Binary::Add, &x, &addend)?;
-                    }
-                    if layer {
-                        s.backend().layer_norm(&out, &mean, &rstd, from, residual, &weight, &bias, 0.1)?;
-                        written.push(mean);
-                    } else {
-                        s.backend().rms_norm(&out, &rstd, from, residual, &weight, 1e-5)?;
-                    }
-                    written.extend([sum, out, rstd]);
-                }
-                written.iter().map(Tensor::to_f64_vec).collect()
-            };
-            let (one, two) = (run(true).expect("a result"), run(false).expect("a result"));
-            assert_eq!(one, two, "{shape:?} {dtype} {place:?}");
+    let types = [DType::F32, DType::BF16].into_iter().flat_map(|dtype| PLACES.map(|place| (dtype, place)));
+    for (dtype, place) in types {
+        for shape in SHAPES.into_iter().chain([[2, 50_000]]) {
+            for (choice, device) in variants("rms_norm") {
+                let side = Side { device, dtype, numbers: dtype, place };
+                let [one, two] = [true, false].map(|fused| norm_of_sum(&side, shape, false, fused).expect("a norm"));
+                assert_eq!(one, two, "{choice} {shape:?} {dtype} {place:?}");
+            }
+            for (choice, device) in variants("layer_norm") {
+                let side = Side { device, dtype, numbers: dtype, place };
+                let [one, two] = [true, false].map(|fused| norm_of_sum(&side, shape, true, fused).expect("a norm"));
+                assert_eq!(one, two, "{choice} {shape:?} {dtype} {place:?}");
+            }
         }
     }
+}
+
+/// Sum, norm and statistics, by one primitive or by two.
+fn norm_of_sum(s: &Side, shape: [usize; 2], layer: bool, fused: bool) -> Result<Vec<Vec<f64>>> {
+    let [n, c] = shape;
+    let (x, addend) = (s.rows(&random(&shape, 1))?, s.rows(&random(&shape, 2))?);
+    let (weight, bias) = (s.vector(&random(&[c], 3))?, s.vector(&random(&[c], 4))?);
+    let (sum, out) = (s.out(&shape, false)?, s.out(&shape, false)?);
+    let (mean, rstd) = (s.empty_statistic(n)?, s.empty_statistic(n)?);
+    let (x, residual) = match fused {
+        true => (&x, Some(Residual { addend: &addend, sum: &sum })),
+        false => {
+            s.backend().binary(Destination::write(&sum), Binary::Add, &x, &addend)?;
+            (&sum, None)
+        }
+    };
+    if layer {
+        s.backend().layer_norm(&out, &mean, &rstd, x, residual, &weight, &bias, 0.1)?;
+    } else {
+        s.backend().rms_norm(&out, &rstd, x, residual, &weight, 1e-5)?;
+        mean.fill_(0.0)?;
+    }
+    [&sum, &out, &mean, &rstd].into_iter().map(Tensor::to_f64_vec).collect()
 }
 
 /// More rows than blocks, so that a block walks down several; and rows too wide for shared memory.
@@ -288,14 +297,16 @@ fn linear_cross_entropy() {
         for (dtype, accumulate) in [(DType::F32, false), (DType::F32, true), (DType::BF16, false), (DType::BF16, true)]
         {
             let side = |device, own| Side { device, dtype: own, numbers: dtype, place: Place::Dense };
-            let got = run(&side(emulated(), dtype), accumulate).expect("a result");
             let expected = run(&side(cpu(), DType::F64), accumulate).expect("a reference");
-            for (i, (g, e)) in got.iter().zip(&expected).enumerate() {
-                let what = format!("linear_cross_entropy [{n}, {c}, {v}] in {dtype}, output {i}");
-                match dtype {
-                    // Logits, their gradient and sums over chunks are rounded on the way.
-                    DType::BF16 => compare_within(&what, g, e, 0.02),
-                    _ => compare(&what, g, e, n.max(v)),
+            for (choice, device) in variants("cross_entropy") {
+                let got = run(&side(device, dtype), accumulate).expect("a result");
+                for (i, (g, e)) in got.iter().zip(&expected).enumerate() {
+                    let what = format!("linear_cross_entropy [{n}, {c}, {v}] in {dtype} with {choice}, output {i}");
+                    match dtype {
+                        // Logits, their gradient and sums over chunks are rounded on the way.
+                        DType::BF16 => compare_within(&what, g, e, 0.02),
+                        _ => compare(&what, g, e, n.max(v)),
+                    }
                 }
             }
         }

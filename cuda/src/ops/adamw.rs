@@ -3,9 +3,24 @@
 use bytemuck::{Pod, Zeroable};
 use patchgpt_tensor::{AdamW, DType, Error, Result, Rounding};
 
+use super::composed;
 use super::rows::{ELEMENTWISE, elementwise_blocks, full_pack, is_aligned};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
+use crate::variants::{Family, Variant, names};
+
+/// The implementations; the first computes unless one is chosen by name. One row adds another.
+const VARIANTS: &[Variant<fn(&Cuda, &AdamW) -> Result<()>>; 2] = &[
+    Variant { name: "fused", about: "one kernel", implementation: fused },
+    Variant {
+        name: "composed",
+        about: "element-wise kernels, one pass over memory each; rounds to nearest only",
+        implementation: composed::adamw,
+    },
+];
+
+/// The names, for [`Cuda::with_kernel`].
+pub(crate) const FAMILY: Family = Family { name: "adamw", variants: &names(VARIANTS) };
 
 static SOURCE: KernelSource = kernel_source!("adamw", "rows.cuh", "philox.cuh");
 
@@ -33,11 +48,15 @@ unsafe impl Zeroable for Settings {}
 unsafe impl Pod for Settings {}
 
 /// See [`Backend::adamw`](patchgpt_tensor::Backend::adamw).
-pub(crate) fn adamw(cuda: &Cuda, args: AdamW) -> Result<()> {
-    let x = args.parameters.dtype();
-    if !matches!(x, DType::F32 | DType::F64) {
-        return Err(Error::dtype("adamw", "f32 or f64", x));
+pub(crate) fn adamw(cuda: &Cuda, args: &AdamW) -> Result<()> {
+    match args.parameters.dtype() {
+        DType::F32 | DType::F64 => cuda.variant(&FAMILY, VARIANTS)(cuda, args),
+        other => Err(Error::dtype("adamw", "f32 or f64", other)),
     }
+}
+
+fn fused(cuda: &Cuda, args: &AdamW) -> Result<()> {
+    let x = args.parameters.dtype();
     let mut pack = full_pack(x);
     let rounded = args.rounded.map(|r| r.tensor);
     let seed = match args.rounded.map(|r| r.rounding) {

@@ -23,12 +23,10 @@ use patchgpt_tensor::{Destination, Error, Result, Tensor};
 
 use crate::device::Cuda;
 use crate::launch::{Define, Launch, Specialisation};
-use crate::variants::Family;
+use crate::variants::{Family, Variant, names};
 
 /// An implementation: for which problems it is, and its passes. One file and one row of [`VARIANTS`] add another.
-pub(crate) struct Variant {
-    name: &'static str,
-    about: &'static str,
+pub(crate) struct Implementation {
     /// Whether it computes this problem on this device.
     takes: fn(&Cuda, &Problem) -> bool,
     forward: fn(&Cuda, &Problem) -> Result<()>,
@@ -38,20 +36,10 @@ pub(crate) struct Variant {
 }
 
 /// The implementations. The first that takes a problem computes it, unless one is chosen by name.
-const VARIANTS: [Variant; 3] = [sm90::VARIANT, sm80::VARIANT, portable::VARIANT];
-
-const NAMES: [(&str, &str); VARIANTS.len()] = {
-    let mut names = [("", ""); VARIANTS.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = (VARIANTS[i].name, VARIANTS[i].about);
-        i += 1;
-    }
-    names
-};
+const VARIANTS: &[Variant<Implementation>; 3] = &[sm90::VARIANT, sm80::VARIANT, portable::VARIANT];
 
 /// The names, for [`Cuda::with_kernel`].
-pub(crate) const FAMILY: Family = Family { name: "attention", variants: &NAMES };
+pub(crate) const FAMILY: Family = Family { name: "attention", variants: &names(VARIANTS) };
 
 /// What one launch computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +106,7 @@ impl Kernel {
 
 /// Specialisations that tests and benches use.
 pub(crate) fn specialisations() -> Vec<Specialisation> {
-    VARIANTS.iter().flat_map(|variant| (variant.specialisations)()).collect()
+    VARIANTS.iter().flat_map(|variant| (variant.implementation.specialisations)()).collect()
 }
 
 /// Those of a variant that has a kernel for every pass and every row of its tiles.
@@ -165,14 +153,10 @@ struct Gradients<'a> {
 }
 
 /// The implementation for a problem.
-fn choose(cuda: &Cuda, problem: &Problem) -> Result<&'static Variant> {
-    let chosen = cuda.chosen_kernel(FAMILY.name);
-    let named = |variant: &&Variant| chosen.is_none_or(|name| name == variant.name);
-    VARIANTS.iter().filter(named).find(|variant| (variant.takes)(cuda, problem)).ok_or_else(|| {
-        let what = format!("{:?} {}, scale {}", problem.q.shape(), problem.q.dtype(), problem.scale);
-        let among = chosen.map_or("there is no kernel".into(), |name| format!("the chosen kernel {name} is not"));
-        Error::Backend { device: cuda.to_string(), message: format!("{}: {among} for q {what}", problem.op) }
-    })
+fn choose(cuda: &Cuda, problem: &Problem) -> Result<&'static Implementation> {
+    let Problem { op, q, scale, .. } = problem;
+    let what = || format!("{op} of q {:?} {}, scale {scale}", q.shape(), q.dtype());
+    cuda.variant_for(&FAMILY, VARIANTS, |kernel| (kernel.takes)(cuda, problem), what)
 }
 
 /// Strides of batch, position and head, in elements.

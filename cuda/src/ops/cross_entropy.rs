@@ -3,9 +3,37 @@
 
 use patchgpt_tensor::{DType, Destination, Error, Result, Tensor};
 
-use super::rows::{RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows};
+use super::rows::{self, RowCache, RowThreads, Rows, floating, pack, shared_bytes, specialisations as of_rows};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
+use crate::variants::{Family, Variant, names};
+
+/// What the head asks for: the losses of logits, and in their place the gradient of `scale * sum(losses)`.
+pub(super) struct LossInPlace<'a> {
+    pub(super) losses: &'a Tensor,
+    pub(super) logits: &'a Tensor,
+    pub(super) scale: &'a Tensor,
+    pub(super) targets: &'a Tensor,
+    pub(super) weights: &'a Tensor,
+}
+
+/// The implementations; the first computes unless one is chosen by name. One row adds another.
+const VARIANTS: &[Variant<fn(&Cuda, &LossInPlace) -> Result<()>>; 3] = &[
+    Variant {
+        name: "cached",
+        about: "losses and gradient in one kernel, rows in shared memory between the sweeps where they fit",
+        implementation: |cuda, args| fused(cuda, args, RowCache::Shared),
+    },
+    Variant {
+        name: "streamed",
+        about: "losses and gradient in one kernel that reads rows twice",
+        implementation: |cuda, args| fused(cuda, args, RowCache::None),
+    },
+    Variant { name: "apart", about: "a kernel for the losses and one for the gradient", implementation: apart },
+];
+
+/// The names, for [`Cuda::with_kernel`].
+pub(crate) const FAMILY: Family = Family { name: "cross_entropy", variants: &names(VARIANTS) };
 
 static SOURCE: KernelSource = kernel_source!("cross_entropy", "rows.cuh");
 
@@ -20,7 +48,7 @@ fn row_threads(op: &'static str, x: DType, logits: Rows, packs: usize, k: usize)
     if k > most {
         return Err(Error::value(op, format!("at most {most} targets a row on this device, got {k}")));
     }
-    let threads = RowThreads::new(logits.count, packs, 256, 512);
+    let threads = rows::row_threads(logits.count, packs);
     if threads.threads >= k {
         return Ok(threads);
     }
@@ -101,22 +129,28 @@ pub(crate) fn backward(
         .launch()
 }
 
-/// Losses of `logits`, which become the gradient of `scale * sum(losses)`.
-pub(super) fn fused(
-    cuda: &Cuda,
-    losses: &Tensor,
-    logits: &Tensor,
-    scale: &Tensor,
-    targets: &Tensor,
-    weights: &Tensor,
-) -> Result<()> {
+/// Losses of logits, which become their gradient.
+pub(super) fn loss_in_place(cuda: &Cuda, args: &LossInPlace) -> Result<()> {
+    cuda.variant(&FAMILY, VARIANTS)(cuda, args)
+}
+
+fn apart(cuda: &Cuda, args: &LossInPlace) -> Result<()> {
+    let &LossInPlace { losses, logits, scale, targets, weights } = args;
+    let lse = Tensor::empty(losses.shape(), losses.dtype(), losses.device())?;
+    forward(cuda, losses, &lse, logits, targets, weights)?;
+    let d_losses = scale.broadcast_to(losses.shape())?;
+    backward(cuda, Destination::write(logits), &d_losses, logits, &lse, targets, weights)
+}
+
+fn fused(cuda: &Cuda, args: &LossInPlace, cache: RowCache) -> Result<()> {
     let op = "cross_entropy";
+    let &LossInPlace { losses, logits, scale, targets, weights } = args;
     floating(op, logits.dtype())?;
     let rows = Rows::of(op, logits)?;
     let pack = pack(cuda, logits.dtype(), rows.width, &[logits])?;
     let (packs, k) = (rows.width / pack, weights.len());
     let threads = row_threads(op, logits.dtype(), rows, packs, k)?;
-    let shared = shared_if_fits(cuda, threads.flight * rows.width * logits.dtype().size());
+    let shared = cache.shared(cuda, threads.flight * rows.width * logits.dtype().size());
     cuda.kernel(&SOURCE, "cross_entropy_fused")
         .define("X", logits.dtype())
         .define("PACK", pack)

@@ -7,7 +7,7 @@
 
 use patchgpt_tensor::{Backend, Destination, LinearCrossEntropy, LogitChunk, Result, Tensor};
 
-use super::cross_entropy;
+use super::cross_entropy::{self, LossInPlace};
 use crate::device::Cuda;
 
 /// Enough to fill a card with products.
@@ -43,10 +43,12 @@ pub(crate) fn linear_cross_entropy(cuda: &Cuda, args: LinearCrossEntropy) -> Res
             cross_entropy::forward(cuda, &losses, &lse.narrow(0, 0, count)?, &logits, &targets, target_weights)?;
             continue;
         }
-        cross_entropy::fused(cuda, &losses, &logits, scale, &targets, target_weights)?;
+        let (losses, logits, targets) = (&losses, &logits, &targets);
+        let args = LossInPlace { losses, logits, scale, targets, weights: target_weights };
+        cross_entropy::loss_in_place(cuda, &args)?;
         if let Some(d) = d_x {
             let tensor = part(d.tensor)?;
-            cuda.matmul(Destination { tensor: &tensor, accumulate: d.accumulate }, &logits, weight, 1.0)?;
+            cuda.matmul(Destination { tensor: &tensor, accumulate: d.accumulate }, logits, weight, 1.0)?;
         }
         if let Some(d) = d_weight {
             let accumulate = d.accumulate || start > 0;

@@ -6,6 +6,7 @@
 pub(crate) mod adamw;
 pub(crate) mod binary;
 pub(crate) mod causal_attention;
+mod composed;
 pub(crate) mod copy;
 pub(crate) mod cross_entropy;
 pub(crate) mod fill;

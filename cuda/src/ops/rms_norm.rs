@@ -3,12 +3,68 @@
 
 use patchgpt_tensor::{Destination, Residual, Result, Tensor};
 
+use super::composed;
 use super::reduce::sum_columns;
-use super::rows::{
-    Partials, RowThreads, Rows, floating, pack, shared_bytes, shared_if_fits, specialisations as of_rows,
-};
+use super::rows::{Partials, RowCache, Rows, floating, pack, row_threads, shared_bytes, specialisations as of_rows};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
+use crate::variants::{Family, Variant, names};
+
+/// Arguments of [`Backend::rms_norm`](patchgpt_tensor::Backend::rms_norm).
+#[derive(Clone, Copy)]
+pub(crate) struct Forward<'a> {
+    pub(crate) out: &'a Tensor,
+    pub(crate) rstd: &'a Tensor,
+    pub(crate) x: &'a Tensor,
+    pub(crate) residual: Option<Residual<'a>>,
+    pub(crate) weight: &'a Tensor,
+    pub(crate) eps: f64,
+}
+
+/// Arguments of [`Backend::rms_norm_backward`](patchgpt_tensor::Backend::rms_norm_backward).
+#[derive(Clone, Copy)]
+pub(crate) struct Backward<'a> {
+    pub(crate) d_x: Option<Destination<'a>>,
+    pub(crate) d_weight: Option<Destination<'a>>,
+    pub(crate) d_out: &'a Tensor,
+    pub(crate) x: &'a Tensor,
+    pub(crate) weight: &'a Tensor,
+    pub(crate) rstd: &'a Tensor,
+}
+
+/// An implementation. One row of [`VARIANTS`] adds another.
+pub(crate) struct Implementation {
+    forward: fn(&Cuda, &Forward) -> Result<()>,
+    backward: fn(&Cuda, &Backward) -> Result<()>,
+}
+
+/// The implementations; the first computes unless one is chosen by name.
+const VARIANTS: &[Variant<Implementation>; 3] = &[
+    Variant {
+        name: "cached",
+        about: "rows stay in shared memory between the sweeps where they fit",
+        implementation: Implementation {
+            forward: |cuda, args| forward_by(cuda, args, RowCache::Shared),
+            backward: |cuda, args| backward_by(cuda, args, RowCache::Shared),
+        },
+    },
+    Variant {
+        name: "streamed",
+        about: "every sweep reads rows from memory, and no block takes shared memory for them",
+        implementation: Implementation {
+            forward: |cuda, args| forward_by(cuda, args, RowCache::None),
+            backward: |cuda, args| backward_by(cuda, args, RowCache::None),
+        },
+    },
+    Variant {
+        name: "composed",
+        about: "element-wise kernels and reductions, one pass over memory each",
+        implementation: Implementation { forward: composed::rms_norm, backward: composed::rms_norm_backward },
+    },
+];
+
+/// The names, for [`Cuda::with_kernel`].
+pub(crate) const FAMILY: Family = Family { name: "rms_norm", variants: &names(VARIANTS) };
 
 static SOURCE: KernelSource = kernel_source!("rms_norm", "rows.cuh");
 
@@ -17,25 +73,28 @@ pub(crate) fn specialisations() -> Vec<Specialisation> {
 }
 
 /// See [`Backend::rms_norm`](patchgpt_tensor::Backend::rms_norm).
-pub(crate) fn forward(
-    cuda: &Cuda,
-    out: &Tensor,
-    rstd: &Tensor,
-    x: &Tensor,
-    residual: Option<Residual>,
-    weight: &Tensor,
-    eps: f64,
-) -> Result<()> {
+pub(crate) fn forward(cuda: &Cuda, args: &Forward) -> Result<()> {
+    floating("rms_norm", args.x.dtype())?;
+    (cuda.variant(&FAMILY, VARIANTS).forward)(cuda, args)
+}
+
+/// See [`Backend::rms_norm_backward`](patchgpt_tensor::Backend::rms_norm_backward).
+pub(crate) fn backward(cuda: &Cuda, args: &Backward) -> Result<()> {
+    floating("rms_norm_backward", args.x.dtype())?;
+    (cuda.variant(&FAMILY, VARIANTS).backward)(cuda, args)
+}
+
+fn forward_by(cuda: &Cuda, args: &Forward, cache: RowCache) -> Result<()> {
+    let &Forward { out, rstd, x, residual, weight, eps } = args;
     let op = "rms_norm";
-    floating(op, x.dtype())?;
     let (to, from) = (Rows::of(op, out)?, Rows::of(op, x)?);
     let (addend, sum) = residual.map(|r| (r.addend, r.sum)).unzip();
     let stride_of = |t: Option<&Tensor>| t.map_or(Ok(0), |t| Rows::of(op, t).map(|rows| rows.stride));
     let operands: Vec<&Tensor> = [out, x, weight].into_iter().chain(addend).chain(sum).collect();
     let pack = pack(cuda, x.dtype(), from.width, &operands)?;
     let packs = from.width / pack;
-    let threads = RowThreads::new(from.count, packs, 256, 512);
-    let shared = shared_if_fits(cuda, threads.flight * from.width * x.dtype().size());
+    let threads = row_threads(from.count, packs);
+    let shared = cache.shared(cuda, threads.flight * from.width * x.dtype().size());
     cuda.kernel(&SOURCE, "rms_norm")
         .define("X", x.dtype())
         .define("PACK", pack)
@@ -61,24 +120,15 @@ pub(crate) fn forward(
         .launch()
 }
 
-/// See [`Backend::rms_norm_backward`](patchgpt_tensor::Backend::rms_norm_backward).
-pub(crate) fn backward(
-    cuda: &Cuda,
-    d_x: Option<Destination>,
-    d_weight: Option<Destination>,
-    d_out: &Tensor,
-    x: &Tensor,
-    weight: &Tensor,
-    rstd: &Tensor,
-) -> Result<()> {
+fn backward_by(cuda: &Cuda, args: &Backward, cache: RowCache) -> Result<()> {
+    let &Backward { d_x, d_weight, d_out, x, weight, rstd } = args;
     let op = "rms_norm_backward";
-    floating(op, x.dtype())?;
     let (gradient, from) = (Rows::of(op, d_out)?, Rows::of(op, x)?);
     let to = d_x.map(|d| Rows::of(op, d.tensor)).transpose()?;
     let operands: Vec<&Tensor> = d_x.iter().map(|d| d.tensor).chain([d_out, x, weight]).collect();
     let pack = pack(cuda, x.dtype(), from.width, &operands)?;
     let packs = from.width / pack;
-    let sums = Partials::new(cuda, x, from, packs, 1);
+    let sums = Partials::new(cuda, x, from, packs, 1, cache);
     let partial = d_weight.map(|_| sums.empty(x)).transpose()?;
     cuda.kernel(&SOURCE, "rms_norm_backward")
         .define("X", x.dtype())

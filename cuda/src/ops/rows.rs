@@ -122,8 +122,32 @@ impl RowThreads {
     }
 }
 
+/// Threads of a kernel that sweeps over rows, some four packs a thread.
+pub(crate) fn row_threads(rows: usize, packs: usize) -> RowThreads {
+    RowThreads::new(rows, packs, 256, 512)
+}
+
+/// Where rows are between one sweep over them and the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowCache {
+    /// In shared memory, if a block can have so much.
+    Shared,
+    /// Where they come from.
+    None,
+}
+
+impl RowCache {
+    /// Dynamic shared memory for `bytes` of rows, or `None`.
+    pub(crate) fn shared(self, cuda: &Cuda, bytes: usize) -> Option<usize> {
+        match self {
+            RowCache::Shared => shared_if_fits(cuda, bytes),
+            RowCache::None => None,
+        }
+    }
+}
+
 /// Dynamic shared memory for `bytes` if a block can have so much beside what kernels over rows have fixed, else `None`.
-pub(crate) fn shared_if_fits(cuda: &Cuda, bytes: usize) -> Option<usize> {
+fn shared_if_fits(cuda: &Cuda, bytes: usize) -> Option<usize> {
     /// Sums of warps, two values of f64 for 32 warps; and 1 KiB that the driver keeps of each block.
     const FIXED: usize = 2 * 32 * 8 + 1024;
     (bytes + FIXED <= cuda.shared_memory_per_block()).then_some(bytes)
@@ -151,10 +175,10 @@ impl Partials {
     const BLOCKS: usize = 256;
 
     /// For `sums` sums of every column of `rows`, which stand beside two cached rows of x's dtype.
-    pub(crate) fn new(cuda: &Cuda, x: &Tensor, rows: Rows, packs: usize, sums: usize) -> Partials {
+    pub(crate) fn new(cuda: &Cuda, x: &Tensor, rows: Rows, packs: usize, sums: usize, cache: RowCache) -> Partials {
         let acc = x.dtype().accumulator().size();
-        let mut threads = RowThreads::new(rows.count.div_ceil(Self::BLOCKS), packs, 256, 512);
-        let shared = shared_if_fits(cuda, threads.flight * rows.width * (sums * acc + 2 * x.dtype().size()));
+        let mut threads = row_threads(rows.count.div_ceil(Self::BLOCKS), packs);
+        let shared = cache.shared(cuda, threads.flight * rows.width * (sums * acc + 2 * x.dtype().size()));
         if shared.is_none() {
             threads.flight = 1;
         }

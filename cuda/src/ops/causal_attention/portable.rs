@@ -3,20 +3,22 @@
 
 use patchgpt_tensor::{DType, Error, Result};
 
-use super::{Gradients, Kernel, Pass, Problem, Tile, Variant, launch_backward, launch_forward, tile};
+use super::{Gradients, Implementation, Kernel, Pass, Problem, Tile, Variant, launch_backward, launch_forward, tile};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 
 static PLAIN: KernelSource = kernel_source!("causal_attention_plain", "causal_attention.cuh", "rows.cuh");
 
-pub(super) const VARIANT: Variant = Variant {
+pub(super) const VARIANT: Variant<Implementation> = Variant {
     name: "portable",
     about: "f32, f64 and bf16 without tensor cores, heads up to 256",
-    // It says itself what it does not compute.
-    takes: |_, _| true,
-    forward,
-    backward,
-    specialisations,
+    implementation: Implementation {
+        // It says itself what it does not compute.
+        takes: |_, _| true,
+        forward,
+        backward,
+        specialisations,
+    },
 };
 
 /// Tiles for head sizes up to the first number, in f32 and in f64.

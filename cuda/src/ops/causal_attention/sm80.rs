@@ -4,8 +4,8 @@
 use patchgpt_tensor::{DType, Result};
 
 use super::{
-    Gradients, Kernel, Pass, Problem, Tile, Tiles, Variant, launch_backward, launch_forward, specialisations_of, tile,
-    tiles,
+    Gradients, Implementation, Kernel, Pass, Problem, Tile, Tiles, Variant, launch_backward, launch_forward,
+    specialisations_of, tile, tiles,
 };
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
@@ -14,15 +14,17 @@ static FORWARD: KernelSource = kernel_source!("causal_attention", "causal_attent
 static D_Q: KernelSource = kernel_source!("causal_attention_d_q", "causal_attention.cuh", "causal_attention_mma.cuh");
 static D_KV: KernelSource = kernel_source!("causal_attention_d_kv", "causal_attention.cuh", "causal_attention_mma.cuh");
 
-pub(super) const VARIANT: Variant = Variant {
+pub(super) const VARIANT: Variant<Implementation> = Variant {
     name: "sm80",
     about: "bf16 on tensor cores by mma.sync, heads up to 128",
-    takes: |_, problem| {
-        problem.q.dtype() == DType::BF16 && problem.scale as f32 > 0.0 && of_width(problem.q.dim(3)).is_some()
+    implementation: Implementation {
+        takes: |_, problem| {
+            problem.q.dtype() == DType::BF16 && problem.scale as f32 > 0.0 && of_width(problem.q.dim(3)).is_some()
+        },
+        forward,
+        backward,
+        specialisations,
     },
-    forward,
-    backward,
-    specialisations,
 };
 
 /// Tiles on tensor cores, WARPS warps a block. The accumulators of an owned row and the scores of a visited tile stay

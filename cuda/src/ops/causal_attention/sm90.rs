@@ -6,7 +6,9 @@
 
 use patchgpt_tensor::{DType, Result, Tensor};
 
-use super::{Attention, Gradients, Kernel, Pass, Problem, Tile, Tiles, Variant, specialisations_of, tile, tiles};
+use super::{
+    Attention, Gradients, Implementation, Kernel, Pass, Problem, Tile, Tiles, Variant, specialisations_of, tile, tiles,
+};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 use crate::tensor_map::TensorMap;
@@ -18,13 +20,10 @@ static D_Q: KernelSource =
 static D_KV: KernelSource =
     kernel_source!("causal_attention_sm90_d_kv", "causal_attention.cuh", "causal_attention_sm90.cuh", "hopper.cuh");
 
-pub(super) const VARIANT: Variant = Variant {
+pub(super) const VARIANT: Variant<Implementation> = Variant {
     name: "sm90",
     about: "bf16 on tensor cores by wgmma and TMA, compute capability 9.0, heads of 49 to 128",
-    takes,
-    forward,
-    backward,
-    specialisations,
+    implementation: Implementation { takes, forward, backward, specialisations },
 };
 
 /// Tiles for head sizes up to the first number: OWN is 64 rows for each consumer warpgroup. A thread of a consumer holds
