@@ -291,7 +291,7 @@ mod tests {
         let settings =
             AdamWSettings { weight_decay: 0.0, rounding: Rounding::Stochastic { seed: 5 }, ..Default::default() };
         let mut optimizer = AdamW::new(&parameters, settings).unwrap();
-        set_gradients(&parameters, |_| 1.0);
+        parameters.gradients().fill_(1.0).unwrap();
         let weights = |parameters: &Parameters| parameters.rounded().unwrap().to_f64_vec().unwrap();
         // From 1 down, by an eighth of the distance to the next number of bf16.
         let mut steps = Vec::new();

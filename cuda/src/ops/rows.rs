@@ -147,7 +147,7 @@ impl RowCache {
 }
 
 /// Dynamic shared memory for `bytes` if a block can have so much beside what kernels over rows have fixed, else `None`.
-fn shared_if_fits(cuda: &Cuda, bytes: usize) -> Option<usize> {
+pub(crate) fn shared_if_fits(cuda: &Cuda, bytes: usize) -> Option<usize> {
     /// Sums of warps, two values of f64 for 32 warps; and 1 KiB that the driver keeps of each block.
     const FIXED: usize = 2 * 32 * 8 + 1024;
     (bytes + FIXED <= cuda.shared_memory_per_block()).then_some(bytes)

@@ -282,6 +282,7 @@ fn the_table_of_keys_is_the_fields_of_the_configuration() {
     (train.steps, train.tokens, train.flops) = (Some(1), Some(1), Some(1.0));
     (train.patch_fraction, train.step_fraction) = (Some(0.5), Some(0.5));
     (train.patch_sizes, train.patch_shares) = (Some(vec![2]), Some(vec![1.0]));
+    train.stochastic_rounding = Some(true);
     (train.micro_batch, train.init, config.device.threads) = (Some(1), Some("a".into()), Some(1));
     (config.device.kernel, config.device.graph) = (Some("a".into()), Some(false));
     let table = config.to_table().unwrap();

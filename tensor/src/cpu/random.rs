@@ -108,6 +108,26 @@ mod tests {
     }
 
     #[test]
+    fn stochastic_rounding_stays_between_neighbours_and_keeps_what_is_not_finite() {
+        let round = |x: &[f32]| {
+            let mut out = vec![bf16::ZERO; x.len()];
+            round_stochastically(1, 3, 5, x, &mut out);
+            out
+        };
+        for sign in [1.0, -1.0f32] {
+            let x = sign * 1.0001f32;
+            let near = [sign, sign * (1.0 + 2f32.powi(-7))].map(bf16::from_f32);
+            let rounded = round(&[x; 1000]);
+            assert!(rounded.iter().all(|y| near.contains(y)) && near.iter().all(|y| rounded.contains(y)));
+            // Numbers of bf16 stay, and so does infinity, whose bits would carry over into NaN's.
+            for exact in [0.0, sign, sign * f32::INFINITY, sign * f32::from_bits(0x0001_0000)] {
+                assert!(round(&[exact; 100]).iter().all(|y| y.to_f32().to_bits() == exact.to_bits()), "{exact}");
+            }
+        }
+        assert!(round(&[f32::NAN; 100]).iter().all(|y| y.is_nan()));
+    }
+
+    #[test]
     fn uniform_f32_is_the_f64_rounded_and_stays_below_its_end() {
         let device = crate::Device::cpu_with_threads(1).expect("a device");
         let random = |high: f64, dtype| {

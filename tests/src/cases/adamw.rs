@@ -67,7 +67,8 @@ fn case(n: usize, decay_len: usize) -> Direct {
 fn rounding_case(n: usize, step: i32, rounding: Rounding) -> Direct {
     let values = move || {
         let mut x = Array::random(&[n], 3.0, n as u64);
-        let special = [0.0, -0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1.0, -1.5, 1e-30, 2f64.powi(-126), 3e38];
+        // No infinity: an update makes NaN of it.
+        let special = [0.0, -0.0, f64::NAN, 1.0, -1.5, 1e-30, 2f64.powi(-126), 3e38];
         x.data.iter_mut().zip(special).for_each(|(x, special)| *x = special);
         x.rounded(DType::F32)
     };
