@@ -1,6 +1,6 @@
 //! [`Function`]: an op with its gradient, from inside or outside of this crate, and [`apply`], which runs and records it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use patchgpt_tensor::Tensor;
 
@@ -249,6 +249,23 @@ fn outputs_of(node: Arc<Node>, outputs: Vec<Tensor>, recipe: Option<Arc<Recipe>>
 pub(crate) fn apply_one<F: Function>(function: F, inputs: &[&Var]) -> Result<Var> {
     let op = function.name();
     apply(function, inputs)?.pop().ok_or(Error::Number { op, what: "output", number: 0, count: 0 })
+}
+
+/// The output of an op that one primitive has made together with that of the op before it, while each is recorded as a node of its own.
+#[derive(Default)]
+pub(crate) struct Made(Mutex<Option<Tensor>>);
+
+impl Made {
+    /// `output` is what the forward pass would compute.
+    pub(crate) fn new(output: Tensor) -> Made {
+        Made(Mutex::new(Some(output)))
+    }
+
+    /// What was made, the first time; from then on (recomputation runs a forward pass again), and where nothing was, what `compute` makes.
+    pub(crate) fn or_else(&self, compute: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        let made = self.0.lock().unwrap_or_else(|e| e.into_inner()).take();
+        made.map_or_else(compute, Ok)
+    }
 }
 
 fn refuse_untrackable(function: &dyn Function, inputs: &[&Var]) -> Result<()> {

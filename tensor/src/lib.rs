@@ -24,7 +24,8 @@ mod tensor;
 
 pub use arena::{Arena, Place};
 pub use backend::{
-    AdamW, Backend, Binary, Destination, Distribution, IGNORE_INDEX, LinearCrossEntropy, PRIMITIVES, Reduction, Unary,
+    AdamW, Backend, Binary, Destination, Distribution, IGNORE_INDEX, Linear, LinearCrossEntropy, PRIMITIVES, Reduction,
+    Unary,
 };
 pub use device::{Buffer, Device, Memory};
 pub use dtype::{DType, Element};

@@ -24,6 +24,10 @@ impl Pair {
         x.linear(&self.weight, Some(&self.bias))
     }
 
+    fn linear_gelu(&self, x: &Var) -> GraphResult<Var> {
+        x.linear_gelu(&self.weight, Some(&self.bias))
+    }
+
     fn layer_norm(&self, x: &Var, eps: f64) -> GraphResult<Var> {
         x.layer_norm(&self.weight, &self.bias, eps)
     }
@@ -94,7 +98,7 @@ impl Block for Gpt2Block {
     fn forward(&self, x: &Var, attend: &dyn Fn(&Var) -> GraphResult<Var>) -> GraphResult<Var> {
         let joined = self.attention.linear(&self.attention_norm.layer_norm(x, self.eps)?)?;
         let x = x.add(&self.attention_output.linear(&attend(&joined)?)?)?;
-        let activated = self.ffn.linear(&self.ffn_norm.layer_norm(&x, self.eps)?)?.gelu()?;
+        let activated = self.ffn.linear_gelu(&self.ffn_norm.layer_norm(&x, self.eps)?)?;
         x.add(&self.ffn_output.linear(&activated)?)
     }
 }
