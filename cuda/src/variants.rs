@@ -6,7 +6,7 @@ use patchgpt_tensor::Result;
 
 use crate::device::Cuda;
 use crate::error::backend;
-use crate::ops::causal_attention;
+use crate::ops::{causal_attention, gemm};
 
 /// A kernel family and its variants, the preferred first: names and what they are for.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +18,7 @@ pub struct Family {
 }
 
 /// The families that have more than one variant.
-pub const FAMILIES: &[Family] = &[causal_attention::FAMILY];
+pub const FAMILIES: &[Family] = &[causal_attention::FAMILY, gemm::FAMILY];
 
 /// The variable that chooses where nothing else does.
 const VARIABLE: &str = "PATCHGPT_KERNEL";
@@ -97,6 +97,7 @@ mod tests {
         assert_eq!(add(""), Ok(None));
         assert!(add("attention=sm70").unwrap_err().contains("sm90, sm80, portable"));
         assert!(add("attention").unwrap_err().contains("the variants of attention are"));
-        assert!(add("convolution=sm80").unwrap_err().contains("the families with variants are attention"));
+        assert!(add("gemm=tf32").unwrap_err().contains("the variants of gemm are lt, lt_gelu, blas"));
+        assert!(add("convolution=sm80").unwrap_err().contains("the families with variants are attention, gemm"));
     }
 }

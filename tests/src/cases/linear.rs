@@ -23,7 +23,7 @@ pub(super) fn case(x: &[usize], out: usize, bias: bool) -> Case {
 }
 
 /// The layer and then GELU, as one call makes both. The reference is the chain of theirs.
-fn with_gelu(x: &[usize], out: usize, bias: bool) -> Case {
+pub(super) fn with_gelu(x: &[usize], out: usize, bias: bool) -> Case {
     let plain = case(x, out, bias);
     Case {
         name: format!("{} and GELU", plain.name),
