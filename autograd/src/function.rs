@@ -68,23 +68,26 @@ pub trait Function: Send + Sync + 'static {
     }
 }
 
-/// What a function's first forward pass finds made already, by a kernel that computed it along with the op before; a later pass, which recomputes, makes it
-/// by itself. So one kernel serves two ops, and the graph has both.
-pub(crate) struct Made<T>(Mutex<Option<T>>);
+/// What an op computes where one primitive has made it together with the result of the op before, while each is recorded as a node of its own.
+pub(crate) struct Made<T = Tensor>(Mutex<Option<T>>);
 
-impl<T> Made<T> {
-    pub(crate) fn nothing() -> Self {
+impl<T> Default for Made<T> {
+    /// Nothing has been made.
+    fn default() -> Self {
         Made(Mutex::new(None))
     }
+}
 
-    pub(crate) fn already(made: T) -> Self {
+impl<T> Made<T> {
+    /// `made` is what the forward pass would compute.
+    pub(crate) fn new(made: T) -> Self {
         Made(Mutex::new(Some(made)))
     }
 
-    /// What was made, or else what `make` makes.
-    pub(crate) fn take_or(&self, make: impl FnOnce() -> patchgpt_tensor::Result<T>) -> Result<T> {
+    /// What was made, the first time; from then on (recomputation runs a forward pass again), and where nothing was, what `compute` makes.
+    pub(crate) fn or_else(&self, compute: impl FnOnce() -> patchgpt_tensor::Result<T>) -> Result<T> {
         let made = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(made.map_or_else(make, Ok)?)
+        Ok(made.map_or_else(compute, Ok)?)
     }
 }
 

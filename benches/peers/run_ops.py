@@ -88,6 +88,9 @@ def table(results):
     lines += ["", f"Cores that other processes kept busy meanwhile, on average: {results['others_cores']:.2f}."]
     return "\n".join(lines) + "\n"
 
+# A part of the names of the ops that a family of kernels computes, where that is not the family's own name.
+OPS_OF = {"cross_entropy": "head and loss", "rms_norm": "RMSNorm", "layer_norm": "LayerNorm", "adamw": "AdamW"}
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +121,9 @@ def main():
             ours = Worker([program, *settings, *([f"device.kernel={kernel}"] if kernel else [])])
             results["limits"] = {name: ours.about[name] for name in ("flops_per_second", "bytes_per_second")}
             before = processor_seconds((ours, theirs))
-            for name in filter(lambda name: args.ops in name and kernel.split("=")[0] in name, ours.about["ops"]):
+            family = kernel.split("=")[0]
+            computed = OPS_OF.get(family, family)
+            for name in filter(lambda name: args.ops in name and computed in name, ours.about["ops"]):
                 # A kernel of PyTorch's attention changes nothing else, and on a card compiling does not change which one it is.
                 attention = name.startswith("attention")
                 if attention != ("--attention" in options) and (attention and variant == "compile" or "--attention" in options):

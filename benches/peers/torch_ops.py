@@ -65,13 +65,19 @@ def embedding(n, v, c):
     return [torch.randn(v, c)], lambda table: F.embedding(ids, table)
 
 
-def product(m, k, n):
+def gemm(m, k, n):
     return [torch.randn(m, k), torch.randn(k, n)], lambda a, b: a @ b
+
+
+def gemm_bias_gelu(m, k, n):
+    inputs = [torch.randn(m, k), torch.randn(n, k) * 0.02, torch.zeros(n)]
+    return inputs, lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh")
 
 
 OPS = {
     "attention": attention,
-    "product": product,
+    "gemm, bias and GELU": gemm_bias_gelu,
+    "gemm": gemm,
     "head and loss": head,
     "cross-entropy": cross_entropy,
     "LayerNorm": layer_norm,

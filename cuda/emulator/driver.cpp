@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -39,6 +40,7 @@ struct Stream {
 struct Event {
     Stream *stream = nullptr;
     uint64_t at = 0;
+    std::shared_ptr<double> seconds; // when the stream came to it
 };
 
 struct Module {
@@ -338,8 +340,23 @@ int cuEventRecord(void *event, void *stream) {
     auto *s = (Stream *)stream;
     if (!streams.count(s)) return failed(INVALID_HANDLE, "no such stream");
     if (s->capture) return unsupported(s, "an event is recorded");
-    *(Event *)event = {s, s->asked};
+    auto seconds = std::make_shared<double>(0);
+    s->queue.push_back({++s->asked, [seconds]() -> std::string {
+        *seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+        return "";
+    }});
+    *(Event *)event = {s, s->asked, seconds};
     return SUCCESS;
+}
+
+int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
+    LOCK;
+    auto *begun = (Event *)from, *ended = (Event *)to;
+    for (Event *e : {begun, ended}) {
+        if (!e->stream || !streams.count(e->stream)) return failed(INVALID_HANDLE, "an event that was not recorded");
+        if (e->stream->done < e->at) return failed(NOT_READY, "an event that the stream has not come to");
+    }
+    return *milliseconds = (float)((*ended->seconds - *begun->seconds) * 1e3), SUCCESS;
 }
 
 int cuEventQuery(void *event) {

@@ -1,8 +1,8 @@
 //! The contract, each method forwarded to the launcher of its name.
 
 use patchgpt_tensor::{
-    AdamW, Backend, Binary, DType, Destination, Distribution, Limits, LinearCrossEntropy, Memory, Reduction, Replay,
-    Residual, Result, ScatterIndex, Tensor, Unary,
+    AdamW, Backend, Binary, DType, Destination, Distribution, Limits, Linear, LinearCrossEntropy, Memory, Reduction,
+    Replay, Residual, Result, ScatterIndex, Tensor, Unary,
 };
 
 use crate::device::Cuda;
@@ -74,6 +74,10 @@ impl Backend for Cuda {
 
     fn matmul(&self, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()> {
         ops::matmul::matmul(self, out, a, b, alpha)
+    }
+
+    fn linear(&self, args: Linear) -> Result<()> {
+        ops::linear::linear(self, args)
     }
 
     fn softmax(&self, out: &Tensor, x: &Tensor) -> Result<()> {

@@ -1,4 +1,4 @@
-//! cuBLAS: one handle on the device's stream, with a workspace of its own, so that results do not depend on what else runs.
+//! cuBLAS: one handle on the device's stream, with a given workspace, so that results do not depend on what else runs.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
 pub(crate) struct Blas {
     handle: cublas::cublasHandle_t,
     context: Arc<Context>,
-    _workspace: CudaMemory,
+    _workspace: Arc<CudaMemory>,
 }
 
 // SAFETY: cuBLAS lets threads share a handle as long as its settings stay, which are made once in `new`; all calls enqueue on one stream.
@@ -41,6 +41,14 @@ pub(crate) struct Gemm {
     pub batch: usize,
 }
 
+impl Gemm {
+    /// Rows and columns of a, b and c as they lie in memory.
+    pub(crate) fn stored(&self) -> [[usize; 2]; 3] {
+        let of = |f: &Factor, rows, columns| if f.transposed { [columns, rows] } else { [rows, columns] };
+        [of(&self.a, self.m, self.k), of(&self.b, self.k, self.n), of(&self.c, self.m, self.n)]
+    }
+}
+
 /// A matrix of a [`Gemm`] and its successors in the batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Factor {
@@ -54,10 +62,10 @@ pub(crate) struct Factor {
 }
 
 impl Blas {
-    pub(crate) fn new(context: Arc<Context>) -> Result<Blas> {
+    /// With a workspace of [`WORKSPACE_BYTES`], shared with others on the same stream: products run one after another.
+    pub(crate) fn new(context: Arc<Context>, workspace: Arc<CudaMemory>) -> Result<Blas> {
         Library::Cublas.require()?;
         context.bind()?;
-        let workspace = context.allocate_lasting(WORKSPACE_BYTES)?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the library is there and the pointer valid.
         let created = unsafe { cublas::cublasCreate_v2(&mut handle) };

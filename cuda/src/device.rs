@@ -7,12 +7,14 @@ use std::sync::{Arc, OnceLock};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 use patchgpt_tensor::{Device, Result, Tensor};
 
-use crate::blas::Blas;
+use crate::blas::{Blas, WORKSPACE_BYTES};
+use crate::blas_lt::{BlasLt, GemmChoices};
 use crate::compiler::{Compiler, Function};
 use crate::emulator;
 use crate::error::{backend, describe};
 use crate::launch::Specialisation;
 use crate::memory::{Context, CudaMemory};
+use crate::ops::gemm;
 use crate::probe::{self, DeviceInfo, Library};
 use crate::staging::Staging;
 use crate::variants::Choices;
@@ -21,6 +23,8 @@ use crate::variants::Choices;
 pub struct Cuda {
     // Dropped in this order: what holds memory or modules of the context before the context.
     blas: OnceLock<Blas>,
+    blas_lt: OnceLock<BlasLt>,
+    products_workspace: OnceLock<Arc<CudaMemory>>,
     compiler: Compiler,
     staging: Staging,
     context: Arc<Context>,
@@ -85,6 +89,8 @@ impl Cuda {
         let compiler = Compiler::new(context.clone(), info.compute_capability)?;
         Ok(Cuda {
             blas: OnceLock::new(),
+            blas_lt: OnceLock::new(),
+            products_workspace: OnceLock::new(),
             compiler,
             staging: Staging::new(context.clone()),
             context,
@@ -181,11 +187,40 @@ impl Cuda {
     }
 
     pub(crate) fn blas(&self) -> Result<&Blas> {
-        if self.blas.get().is_none() {
-            let blas = Blas::new(self.context.clone())?;
-            let _ = self.blas.set(blas);
+        made_once(&self.blas, || Blas::new(self.context.clone(), self.products_workspace()?))
+    }
+
+    pub(crate) fn blas_lt(&self) -> Result<&BlasLt> {
+        made_once(&self.blas_lt, || BlasLt::new(self, None))
+    }
+
+    /// The workspace of both libraries.
+    pub(crate) fn products_workspace(&self) -> Result<Arc<CudaMemory>> {
+        let make = || self.context.allocate_lasting(WORKSPACE_BYTES).map(Arc::new);
+        made_once(&self.products_workspace, make).cloned()
+    }
+
+    /// This device with a timed search: for each product that it meets for the first time, the algorithms that cuBLASLt offers are run on the
+    /// product's inputs into memory of their own, and the fastest computes it from then on. Without a search it is the one that the library expects to
+    /// be the fastest, which depends on its version and the card alone. Times vary, so a search decides bits: `known` repeats the choices of an
+    /// earlier one, and [`Cuda::gemm_choices`] tells what has been chosen.
+    ///
+    /// # Errors
+    /// Choices that were made for another version of cuBLASLt or another card; the choice of `gemm=blas`, which is another library.
+    pub fn with_gemm_search(mut self, known: Option<GemmChoices>) -> Result<Cuda> {
+        if !gemm::fused(&self).bias {
+            let message = "a search times cuBLASLt's algorithms, and gemm=blas has chosen cuBLAS: choose gemm=lt or gemm=lt_gelu, or search nothing";
+            return Err(backend(&self, message));
         }
-        self.blas.get().ok_or_else(|| backend(self.context.name(), "cuBLAS did not start"))
+        let empty = || BlasLt::no_choices(&self);
+        let known = known.map_or_else(empty, Ok)?;
+        self.blas_lt = OnceLock::from(BlasLt::new(&self, Some(known))?);
+        Ok(self)
+    }
+
+    /// The algorithms that a search has chosen or taken over so far; `None` without [`Cuda::with_gemm_search`].
+    pub fn gemm_choices(&self) -> Option<GemmChoices> {
+        self.blas_lt.get()?.choices()
     }
 
     pub(crate) fn context(&self) -> &Arc<Context> {
@@ -226,6 +261,15 @@ impl Cuda {
         self.check(result, || "copying to the host".into())?;
         self.context.synchronize()
     }
+}
+
+/// What `cell` holds, made now if it holds nothing yet. Of two threads that make it, one's is kept.
+fn made_once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = cell.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(cell.get_or_init(|| made))
 }
 
 impl fmt::Display for Cuda {

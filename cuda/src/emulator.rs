@@ -1,6 +1,6 @@
 //! The emulated device: builds the driver library of `emulator/` with the machine's C++ compiler, once, and loads it in the card's place.
 //!
-//! The library carries the first names that cudarc tries (`libcuda.so`, `libnvrtc.so`, `libcublas.so`) and is loaded by its path before cudarc
+//! The library carries the first names that cudarc tries (`libcuda.so`, `libnvrtc.so`, `libcublas.so`, `libcublasLt.so`) and is loaded by its path before cudarc
 //! looks for any, so that the loader gives it to cudarc. A process uses either the emulator or cards, never both.
 
 use std::ffi::c_char;
@@ -18,7 +18,7 @@ use crate::error::backend;
 pub(crate) const DEVICE_NAME: &str = "patchgpt emulator";
 
 /// Files of the emulator: compiled ones first, then headers, of which `device.h` and `abi.h` are what kernels see.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 12] = [
     ("scheduler.cpp", include_str!("../emulator/scheduler.cpp")),
     ("instructions.cpp", include_str!("../emulator/instructions.cpp")),
     ("asynchronous.cpp", include_str!("../emulator/asynchronous.cpp")),
@@ -27,16 +27,22 @@ const SOURCES: [(&str, &str); 10] = [
     ("memory.cpp", include_str!("../emulator/memory.cpp")),
     ("device.cpp", include_str!("../emulator/device.cpp")),
     ("driver.cpp", include_str!("../emulator/driver.cpp")),
+    ("gemm.cpp", include_str!("../emulator/gemm.cpp")),
     ("cublas.cpp", include_str!("../emulator/cublas.cpp")),
+    ("cublaslt.cpp", include_str!("../emulator/cublaslt.cpp")),
     ("nvrtc.cpp", include_str!("../emulator/nvrtc.cpp")),
 ];
-const HEADERS: [(&str, &str); 5] = [
+const HEADERS: [(&str, &str); 6] = [
     ("abi.h", include_str!("../emulator/abi.h")),
     ("device.h", include_str!("../emulator/device.h")),
     ("emulator.h", include_str!("../emulator/emulator.h")),
     ("driver.h", include_str!("../emulator/driver.h")),
+    ("gemm.h", include_str!("../emulator/gemm.h")),
     ("results.h", include_str!("../emulator/results.h")),
 ];
+
+/// Libraries that are the core under another name.
+const STUBS: [&str; 3] = ["libnvrtc.so", "libcublas.so", "libcublasLt.so"];
 
 /// Which driver this process uses: set by the first device that is opened.
 static EMULATED: OnceLock<bool> = OnceLock::new();
@@ -158,7 +164,7 @@ fn build_and_load() -> std::result::Result<Emulator, String> {
             .map_err(|error| format!("the emulator's {name} does not load: {error}"))
     };
     let core = open("libcuda.so")?;
-    for name in ["libnvrtc.so", "libcublas.so"] {
+    for name in STUBS {
         std::mem::forget(open(name)?);
     }
     Ok(Emulator { core, identity })
@@ -221,7 +227,7 @@ fn build(folder: &Path, compiler: &str, check: Check) -> std::result::Result<(),
     core.extend(SOURCES.iter().map(|(name, _)| *name));
     core.extend(["-ldl", "-lpthread"]);
     run(core)?;
-    for name in ["libnvrtc.so", "libcublas.so"] {
+    for name in STUBS {
         let soname = format!("-Wl,-soname,{name}");
         // Empty libraries that need the core: a symbol looked for in them is found there.
         let stub = ["-shared", "-fPIC", &soname, "-Wl,--no-as-needed", "-Wl,-rpath,$ORIGIN", "-o", name, "empty.cpp"];

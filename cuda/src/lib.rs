@@ -1,7 +1,7 @@
 //! The CUDA backend of patchgpt: own kernels, compiled at run time for the card at hand, and an emulator that runs the same
 //! kernels and the same launch code on a CPU.
 //!
-//! One binary serves machines with and without CUDA: driver, NVRTC and cuBLAS are loaded at run time, and what is missing is named by an
+//! One binary serves machines with and without CUDA: driver, NVRTC, cuBLAS and cuBLASLt are loaded at run time, and what is missing is named by an
 //! error or by [`probe`], never by a panic.
 //!
 //! # A kernel
@@ -59,6 +59,7 @@
 
 mod backend;
 mod blas;
+mod blas_lt;
 mod cache;
 mod capture;
 mod compiler;
@@ -75,6 +76,7 @@ mod strided;
 mod tensor_map;
 mod variants;
 
+pub use blas_lt::GemmChoices;
 pub use compiler::{Compiled, compile};
 pub use device::Cuda;
 pub use emulator::{address_sanitizer, emulator_compiler};

@@ -1,4 +1,4 @@
-//! A card's ceilings, measured: a large product by cuBLAS, and a copy far beyond the second-level cache.
+//! A card's ceilings, measured: a large product by NVIDIA's library, and a copy far beyond the second-level cache.
 //!
 //! Rates on paper are not reached: an H100 makes about 800 of its 989 TFLOP/s in bf16 and copies at about 3.0 of its 3.35 TB/s. Kernels are therefore
 //! held against what the same card was seen to do in the same minute. The factors are random numbers: with zeros a card draws less power and clocks
@@ -12,6 +12,7 @@ use patchgpt_tensor::{DType, Limits, Result};
 use crate::blas::{Factor, Gemm};
 use crate::device::Cuda;
 use crate::memory::CudaMemory;
+use crate::ops::gemm;
 
 /// Rows, columns and depth of the product: 1.1 TFLOP, over a millisecond on the fastest card.
 pub(crate) const SIZE: usize = 8192;
@@ -34,7 +35,7 @@ pub(crate) fn limits(cuda: &Cuda, dtype: DType, size: usize, copied: usize) -> R
             |m: &CudaMemory| Factor { address: m.address(), dtype, transposed: false, leading: size, stride: 0 };
         let [a, b, c] = [factor(&memory[0]), factor(&memory[1]), factor(&memory[2])];
         let product = Gemm { m: size, n: size, k: size, a, b, c, alpha: 1.0, beta: 0.0, batch: 1 };
-        2.0 * (size as f64).powi(3) / fastest(cuda, || cuda.blas()?.gemm(&product))?
+        2.0 * (size as f64).powi(3) / fastest(cuda, || gemm::product(cuda, &product))?
     };
     let (from, to) = (cuda.context().allocate(copied)?, cuda.context().allocate(copied)?);
     let copy = || {

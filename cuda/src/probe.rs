@@ -24,17 +24,20 @@ pub enum Library {
     Nvrtc,
     /// `libcublas`, matrix products.
     Cublas,
+    /// `libcublasLt`, matrix products with what follows them.
+    CublasLt,
 }
 
 impl Library {
     /// All of them.
-    pub const ALL: [Library; 3] = [Library::Driver, Library::Nvrtc, Library::Cublas];
+    pub const ALL: [Library; 4] = [Library::Driver, Library::Nvrtc, Library::Cublas, Library::CublasLt];
 
     fn stem(self) -> &'static str {
         match self {
             Library::Driver => "cuda",
             Library::Nvrtc => "nvrtc",
             Library::Cublas => "cublas",
+            Library::CublasLt => "cublasLt",
         }
     }
 
@@ -49,6 +52,9 @@ impl Library {
             }
             Library::Cublas => {
                 "install it with `pip install nvidia-cublas-cu12` (driver 525 to 575) or `pip install nvidia-cublas` (driver 580 and newer), or the CUDA toolkit, and set PATCHGPT_CUDA_LIBRARIES to the folder that holds libcublas.so.* if it is not found"
+            }
+            Library::CublasLt => {
+                "it comes with libcublas: install both with `pip install nvidia-cublas-cu12` (driver 525 to 575) or `pip install nvidia-cublas` (driver 580 and newer), or the CUDA toolkit, and set PATCHGPT_CUDA_LIBRARIES to the folder that holds libcublasLt.so.* if it is not found"
             }
         }
     }
@@ -94,6 +100,7 @@ impl Library {
                 "cuEventQuery",
                 "cuEventSynchronize",
                 "cuEventDestroy_v2",
+                "cuEventElapsedTime",
                 "cuModuleLoadData",
                 "cuModuleUnload",
                 "cuModuleGetFunction",
@@ -125,6 +132,23 @@ impl Library {
                 "cublasSetMathMode",
                 "cublasGemmStridedBatchedEx",
             ],
+            Library::CublasLt => &[
+                "cublasLtGetVersion",
+                "cublasLtCreate",
+                "cublasLtDestroy",
+                "cublasLtMatmulDescCreate",
+                "cublasLtMatmulDescDestroy",
+                "cublasLtMatmulDescSetAttribute",
+                "cublasLtMatrixLayoutCreate",
+                "cublasLtMatrixLayoutDestroy",
+                "cublasLtMatrixLayoutSetAttribute",
+                "cublasLtMatmulPreferenceCreate",
+                "cublasLtMatmulPreferenceDestroy",
+                "cublasLtMatmulPreferenceSetAttribute",
+                "cublasLtMatmulAlgoGetHeuristic",
+                "cublasLtMatmulAlgoCheck",
+                "cublasLtMatmul",
+            ],
         }
     }
 
@@ -136,6 +160,7 @@ impl Library {
                 Library::Driver => sys::is_culib_present(),
                 Library::Nvrtc => cudarc::nvrtc::sys::is_culib_present(),
                 Library::Cublas => cudarc::cublas::sys::is_culib_present(),
+                Library::CublasLt => cudarc::cublaslt::sys::is_culib_present(),
             }
         }
     }
@@ -148,6 +173,7 @@ impl Library {
                 Library::Driver => sys::culib(),
                 Library::Nvrtc => cudarc::nvrtc::sys::culib(),
                 Library::Cublas => cudarc::cublas::sys::culib(),
+                Library::CublasLt => cudarc::cublaslt::sys::culib(),
             };
             self.symbols().iter().copied().find(|name| library.get::<unsafe extern "C" fn()>(name.as_bytes()).is_err())
         }
@@ -158,7 +184,7 @@ impl Library {
     /// # Errors
     /// A library that is missing or lacks a function, with what to do.
     pub fn require(self) -> Result<()> {
-        static FOUND: [OnceLock<()>; 3] = [const { OnceLock::new() }; 3];
+        static FOUND: [OnceLock<()>; Library::ALL.len()] = [const { OnceLock::new() }; Library::ALL.len()];
         if FOUND[self as usize].get().is_some() {
             return Ok(());
         }
@@ -259,6 +285,8 @@ pub struct Probe {
     pub nvrtc: Result<(i32, i32)>,
     /// cuBLAS' version (a number such as 130100), or what is missing.
     pub cublas: Result<i32>,
+    /// The same of cuBLASLt.
+    pub cublas_lt: Result<usize>,
 }
 
 /// Looks for CUDA's libraries and devices. Never panics and creates no context.
@@ -274,7 +302,17 @@ pub fn probe() -> Probe {
             other => Err(backend("cuda", format!("libcublas does not tell its version: {other:?}"))),
         }
     });
-    Probe { devices: devices(), driver, nvrtc, cublas }
+    Probe { devices: devices(), driver, nvrtc, cublas, cublas_lt: cublas_lt_version() }
+}
+
+/// cuBLASLt's version, a number such as 130100.
+///
+/// # Errors
+/// A library that is missing or too old.
+pub(crate) fn cublas_lt_version() -> Result<usize> {
+    Library::CublasLt.require()?;
+    // SAFETY: the function is there; it takes nothing.
+    Ok(unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() })
 }
 
 /// The newest version of CUDA that the driver serves; the library must be there.

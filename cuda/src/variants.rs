@@ -6,7 +6,7 @@ use patchgpt_tensor::Result;
 
 use crate::device::Cuda;
 use crate::error::backend;
-use crate::ops::{adamw, causal_attention, cross_entropy, layer_norm, rms_norm};
+use crate::ops::{adamw, causal_attention, cross_entropy, gemm, layer_norm, rms_norm};
 
 /// A kernel family and its variants, the preferred first: names and what they are for.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +18,14 @@ pub struct Family {
 }
 
 /// The families that have more than one variant.
-pub const FAMILIES: &[Family] =
-    &[causal_attention::FAMILY, cross_entropy::FAMILY, rms_norm::FAMILY, layer_norm::FAMILY, adamw::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    causal_attention::FAMILY,
+    gemm::FAMILY,
+    cross_entropy::FAMILY,
+    rms_norm::FAMILY,
+    layer_norm::FAMILY,
+    adamw::FAMILY,
+];
 
 /// A row of a family's table: an implementation with what it computes by.
 pub(crate) struct Variant<Implementation: 'static> {
@@ -130,7 +136,8 @@ impl Cuda {
         }
     }
 
-    fn chosen(&self, family: &Family) -> Option<&'static str> {
+    /// The name of the variant that has been chosen.
+    pub(crate) fn chosen(&self, family: &Family) -> Option<&'static str> {
         self.choices.0.get(family.name).copied()
     }
 }
@@ -150,6 +157,7 @@ mod tests {
         assert_eq!(add(""), Ok(None));
         assert!(add("attention=sm70").unwrap_err().contains("sm90, sm80, portable"));
         assert!(add("attention").unwrap_err().contains("the variants of attention are"));
-        assert!(add("convolution=sm80").unwrap_err().contains("the families with variants are attention, "));
+        assert!(add("gemm=tf32").unwrap_err().contains("the variants of gemm are lt, lt_gelu, blas"));
+        assert!(add("convolution=sm80").unwrap_err().contains("the families with variants are attention, gemm, "));
     }
 }

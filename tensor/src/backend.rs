@@ -28,6 +28,7 @@ pub const PRIMITIVES: &[&str] = &[
     "binary",
     "reduce",
     "matmul",
+    "linear",
     "softmax",
     "patch_embedding",
     "rms_norm",
@@ -200,6 +201,21 @@ pub struct Residual<'a> {
     pub sum: &'a Tensor,
 }
 
+/// Arguments of [`Backend::linear`]. All tensors are of one dtype.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    /// Output [N, O], contiguous.
+    pub out: &'a Tensor,
+    /// Output [N, O], contiguous: GELU of `out`.
+    pub activated: Option<&'a Tensor>,
+    /// [N, I], any strides.
+    pub x: &'a Tensor,
+    /// [O, I], any strides.
+    pub weight: &'a Tensor,
+    /// [O], any stride.
+    pub bias: Option<&'a Tensor>,
+}
+
 /// Arguments of [`Backend::linear_cross_entropy`].
 #[derive(Clone, Copy)]
 pub struct LinearCrossEntropy<'a> {
@@ -285,6 +301,12 @@ pub trait Backend: Any + Send + Sync {
     /// `out (+)= alpha * a @ b`: a [..., m, k], b [..., k, n], out [..., m, n] with equal leading dimensions, any strides,
     /// accumulated in the accumulator dtype. k = 0 gives zeros.
     fn matmul(&self, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()>;
+
+    /// `out = x weight^T + bias` over the last dimension and, if it is wanted, `activated = gelu(out)`; x [N, I], weight [O, I], bias [O], out and
+    /// activated [N, O]. The product is accumulated in the accumulator dtype. A device may add the bias, and apply GELU, before it rounds.
+    fn linear(&self, args: Linear) -> Result<()> {
+        crate::ops::linear_by_parts(self, args)
+    }
 
     /// Rows: `out_i = e^(x_i - max) / sum_j e^(x_j - max)`. A row that is -inf throughout gives NaN.
     fn softmax(&self, out: &Tensor, x: &Tensor) -> Result<()>;

@@ -24,7 +24,7 @@ mod tensor;
 
 pub use arena::{Arena, Place};
 pub use backend::{
-    AdamW, Backend, Binary, Destination, Distribution, IGNORE_INDEX, LinearCrossEntropy, PRIMITIVES, Reduction,
+    AdamW, Backend, Binary, Destination, Distribution, IGNORE_INDEX, Linear, LinearCrossEntropy, PRIMITIVES, Reduction,
     Residual, Rounded, Rounding, Unary,
 };
 pub use device::{Buffer, Device, Memory};

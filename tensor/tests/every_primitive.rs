@@ -53,6 +53,8 @@ fn everything(dtype: DType, device: &Device) -> Result<Vec<(&'static str, Tensor
     results.push(("matmul", twice(&x(&[5, 5], 3)?, |d| a.matmul_into(&b.t()?, 0.5, d))?));
     results.push(("batched matmul", x(&[2, 3, 4], 4)?.matmul(&x(&[2, 4, 5], 5)?)?));
     results.push(("wide matmul", x(&[9, 20], 6)?.matmul(&x(&[20, 19], 7)?)?));
+    let (sum, activated) = x(&[5, 7], 25)?.linear_gelu(&x(&[6, 7], 26)?, Some(&x(&[6], 27)?))?;
+    results.extend([("linear", sum), ("linear with gelu", activated)]);
 
     let y = a.softmax()?;
     results.push(("softmax backward", twice(&a, |d| y.softmax_backward(&b, d))?));

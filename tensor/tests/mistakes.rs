@@ -102,6 +102,17 @@ fn losses_take_targets_and_weights_that_fit() {
 }
 
 #[test]
+fn a_linear_layer_takes_rows_a_matrix_and_a_vector() {
+    let (x, weight) = (zeros(&[2, 3]), zeros(&[4, 3]));
+    refused(x.linear(&zeros(&[4, 2]), None), &["linear", "[.., 2]", "[4, 2]", "[2, 3]"]);
+    refused(x.linear(&zeros(&[3]), None), &["linear", "[O, I]", "[3]"]);
+    refused(zeros(&[]).linear(&zeros(&[4, 1]), None), &["linear", "[.., 1]", "[]"]);
+    refused(x.linear(&weight, Some(&zeros(&[3]))), &["linear", "the bias", "[4]", "[3]"]);
+    refused(x.linear_gelu(&weight, Some(&typed(&[4], DType::F64))), &["linear", "f32", "f64"]);
+    refused(typed(&[2, 3], DType::I32).linear(&typed(&[4, 3], DType::I32), None), &["linear", "i32"]);
+}
+
+#[test]
 fn attention_takes_four_dimensions_and_heads_that_divide() {
     let q = zeros(&[1, 2, 3, 4]);
     refused(q.causal_attention(&zeros(&[2, 3, 4]), &zeros(&[2, 3, 4]), 1.0), &["causal_attention", "[2, 3, 4]"]);

@@ -33,7 +33,7 @@ impl Function for Add {
     }
 
     fn forward(&self, inputs: &[&Tensor], _: &mut Context) -> Result<Vec<Tensor>> {
-        Ok(vec![self.0.take_or(|| inputs[0].add(inputs[1]))?])
+        Ok(vec![self.0.or_else(|| inputs[0].add(inputs[1]))?])
     }
 
     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
@@ -112,13 +112,13 @@ impl Function for Div {
 
 /// `a + b` of equal shapes, already computed.
 pub(super) fn added(a: &Var, b: &Var, sum: Tensor) -> Result<Var> {
-    apply_one(Add(Made::already(sum)), &[a, b])
+    apply_one(Add(Made::new(sum)), &[a, b])
 }
 
 impl Var {
     /// `self + other`, broadcasting
     pub fn add(&self, other: &Var) -> Result<Var> {
-        apply_one(Add(Made::nothing()), &[self, other])
+        apply_one(Add(Made::default()), &[self, other])
     }
 
     /// `self - other`, broadcasting

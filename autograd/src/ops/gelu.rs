@@ -4,10 +4,12 @@
 
 use patchgpt_tensor::Tensor;
 
-use crate::function::apply_one;
+use crate::function::{Made, apply_one};
 use crate::{Context, Function, Gradients, Result, Saved, Var};
 
-struct Gelu;
+/// GELU, of which the output may have been made by the op before it.
+#[derive(Default)]
+pub(super) struct Gelu(pub(super) Made);
 
 impl Function for Gelu {
     fn name(&self) -> &'static str {
@@ -20,7 +22,7 @@ impl Function for Gelu {
 
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
         context.save(inputs[0]);
-        Ok(vec![inputs[0].gelu()?])
+        Ok(vec![self.0.or_else(|| inputs[0].gelu())?])
     }
 
     fn backward(&self, saved: &Saved, d_outputs: &[Option<Tensor>], d_inputs: &mut Gradients) -> Result<()> {
@@ -32,6 +34,6 @@ impl Function for Gelu {
 impl Var {
     /// `x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))` of every element.
     pub fn gelu(&self) -> Result<Var> {
-        apply_one(Gelu, &[self])
+        apply_one(Gelu::default(), &[self])
     }
 }

@@ -25,7 +25,7 @@ impl Function for LayerNorm {
 
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
         let Output { output, mean, rstd } =
-            self.made.take_or(|| inputs[0].layer_norm(inputs[1], inputs[2], self.eps))?;
+            self.made.or_else(|| inputs[0].layer_norm(inputs[1], inputs[2], self.eps))?;
         for saved in [inputs[0], inputs[1], &mean, &rstd] {
             context.save(saved);
         }
@@ -41,7 +41,7 @@ impl Function for LayerNorm {
 impl Var {
     /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension; weight and bias `[C]`.
     pub fn layer_norm(&self, weight: &Var, bias: &Var, eps: f64) -> Result<Var> {
-        apply_one(LayerNorm { eps, made: Made::nothing() }, &[self, weight, bias])
+        apply_one(LayerNorm { eps, made: Made::default() }, &[self, weight, bias])
     }
 
     /// `self + addend`, both of one shape, and its [`Var::layer_norm`], from one kernel where the device has one; values and gradients are those of the two
@@ -49,7 +49,7 @@ impl Var {
     pub fn add_layer_norm(&self, addend: &Var, weight: &Var, bias: &Var, eps: f64) -> Result<(Var, Var)> {
         let (sum, normed) = self.tensor().add_layer_norm(addend.tensor(), weight.tensor(), bias.tensor(), eps)?;
         let sum = added(self, addend, sum)?;
-        let normed = apply_one(LayerNorm { eps, made: Made::already(normed) }, &[&sum, weight, bias])?;
+        let normed = apply_one(LayerNorm { eps, made: Made::new(normed) }, &[&sum, weight, bias])?;
         Ok((sum, normed))
     }
 }

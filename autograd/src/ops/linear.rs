@@ -4,10 +4,13 @@
 
 use patchgpt_tensor::{Destination, Reduction, Tensor};
 
-use crate::function::apply_one;
+use super::gelu::Gelu;
+use crate::function::{Made, apply_one};
 use crate::{Context, Error, Function, Gradients, Result, Saved, Var};
 
-struct Linear;
+/// A linear layer, of which the output may have been made together with its GELU.
+#[derive(Default)]
+struct Linear(Made);
 
 /// [rows, width] with the last dimension kept.
 fn rows(shape: &[usize]) -> [usize; 2] {
@@ -45,16 +48,7 @@ impl Function for Linear {
         let x = inputs[0].reshape(&rows(&shape))?;
         context.save_if(context.needs_gradient(1), &x);
         context.save_if(context.needs_gradient(0), weight);
-        let y = Tensor::empty(&[x.dim(0), weight.dim(0)], x.dtype(), x.device())?;
-        let accumulate = match inputs.get(2) {
-            Some(bias) => {
-                y.copy_(bias)?;
-                true
-            }
-            None => false,
-        };
-        let tensor = &y;
-        x.matmul_into(&weight.t()?, 1.0, Destination { tensor, accumulate })?;
+        let y = self.0.or_else(|| x.linear(weight, inputs.get(2).copied()))?;
         if let Some(width) = shape.last_mut() {
             *width = weight.dim(0);
         }
@@ -87,9 +81,21 @@ impl Function for Linear {
 impl Var {
     /// `x W^T + b` over the last dimension: x [.., in], weight [out, in], bias `[out]`, result [.., out].
     pub fn linear(&self, weight: &Var, bias: Option<&Var>) -> Result<Var> {
-        match bias {
-            Some(bias) => apply_one(Linear, &[self, weight, bias]),
-            None => apply_one(Linear, &[self, weight]),
-        }
+        apply_one(Linear::default(), &inputs(self, weight, bias))
     }
+
+    /// `gelu(x W^T + b)`: recorded as [`Var::linear`] and then [`Var::gelu`], but made by one primitive, which a device may fuse.
+    pub fn linear_gelu(&self, weight: &Var, bias: Option<&Var>) -> Result<Var> {
+        let inputs = inputs(self, weight, bias);
+        let tensors: Vec<&Tensor> = inputs.iter().map(|input| input.tensor()).collect();
+        check(&tensors)?;
+        let (sum, activated) = tensors[0].linear_gelu(tensors[1], tensors.get(2).copied())?;
+        let sum = apply_one(Linear(Made::new(sum)), &inputs)?;
+        apply_one(Gelu(Made::new(activated)), &[&sum])
+    }
+}
+
+/// x, weight and, if there is one, the bias.
+fn inputs<'a>(x: &'a Var, weight: &'a Var, bias: Option<&'a Var>) -> Vec<&'a Var> {
+    [Some(x), Some(weight), bias].into_iter().flatten().collect()
 }

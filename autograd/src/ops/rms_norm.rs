@@ -24,7 +24,7 @@ impl Function for RmsNorm {
     }
 
     fn forward(&self, inputs: &[&Tensor], context: &mut Context) -> Result<Vec<Tensor>> {
-        let Output { output, rstd } = self.made.take_or(|| inputs[0].rms_norm(inputs[1], self.eps))?;
+        let Output { output, rstd } = self.made.or_else(|| inputs[0].rms_norm(inputs[1], self.eps))?;
         for saved in [inputs[0], inputs[1], &rstd] {
             context.save(saved);
         }
@@ -40,7 +40,7 @@ impl Function for RmsNorm {
 impl Var {
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension; weight `[C]`.
     pub fn rms_norm(&self, weight: &Var, eps: f64) -> Result<Var> {
-        apply_one(RmsNorm { eps, made: Made::nothing() }, &[self, weight])
+        apply_one(RmsNorm { eps, made: Made::default() }, &[self, weight])
     }
 
     /// `self + addend`, both of one shape, and its [`Var::rms_norm`], from one kernel where the device has one; values and gradients are those of the two
@@ -48,7 +48,7 @@ impl Var {
     pub fn add_rms_norm(&self, addend: &Var, weight: &Var, eps: f64) -> Result<(Var, Var)> {
         let (sum, normed) = self.tensor().add_rms_norm(addend.tensor(), weight.tensor(), eps)?;
         let sum = added(self, addend, sum)?;
-        let normed = apply_one(RmsNorm { eps, made: Made::already(normed) }, &[&sum, weight])?;
+        let normed = apply_one(RmsNorm { eps, made: Made::new(normed) }, &[&sum, weight])?;
         Ok((sum, normed))
     }
 }

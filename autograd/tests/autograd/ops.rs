@@ -99,7 +99,10 @@ fn products() {
         for (x, weight) in layouts(shape, normal, 1).into_iter().zip(layouts(&[4, 3], normal, 2)) {
             let bias = layouts(&[4], normal, 3).remove(1);
             check("linear", |v| v[0].linear(&v[1], None), &[x.clone(), weight.clone()]);
-            check("linear with bias", |v| v[0].linear(&v[1], Some(&v[2])), &[x, weight, bias]);
+            check("linear_gelu", |v| v[0].linear_gelu(&v[1], None), &[x.clone(), weight.clone()]);
+            let inputs = [x, weight, bias];
+            check("linear with bias", |v| v[0].linear(&v[1], Some(&v[2])), &inputs);
+            check("linear_gelu with bias", |v| v[0].linear_gelu(&v[1], Some(&v[2])), &inputs);
         }
     }
 }
@@ -331,6 +334,21 @@ fn linear_cross_entropy_is_its_parts() {
     for (a, b) in a.iter().zip(&b) {
         assert!(a.gradient().unwrap().max_abs_diff(&b.gradient().unwrap()).unwrap() < 1e-12);
     }
+}
+
+/// One call makes what two would, to the bit, and is recorded as those two.
+#[test]
+fn linear_gelu_is_linear_then_gelu() {
+    let run = |fused: bool| {
+        let inputs = [(&[2, 3, 8][..], 1), (&[5, 8], 2), (&[5], 3)];
+        let [x, w, b] = inputs.map(|(shape, seed)| Var::parameter(normal(shape, seed).cast(DType::F32).unwrap()));
+        let y = if fused { x.linear_gelu(&w, Some(&b)) } else { x.linear(&w, Some(&b)).and_then(|y| y.gelu()) };
+        let y = y.unwrap();
+        y.square().unwrap().sum_all().unwrap().backward().unwrap();
+        let gradients = [&x, &w, &b].map(|v| v.gradient().unwrap().to_vec::<f32>().unwrap());
+        (y.tensor().to_vec::<f32>().unwrap(), gradients)
+    };
+    assert_eq!(run(true), run(false));
 }
 
 /// The weight's gradient, a sum over many rows, is kept in f32 until it is added to a gradient in f32.

@@ -89,11 +89,27 @@ fn outputs_of_cheap_ops_are_not_held() {
     // The output of gelu, [64, 96], is what `linear` saves; then that of a chain, of which all links go.
     let one = |x: &Var| x.linear(&weight(x, &[96, 32]), None)?.gelu()?.linear(&weight(x, &[32, 96]), None);
     assert_eq!(held(one) - held(|x| recompute_cheap(|| one(x))), 4 * 64 * 96);
+    // The same where one call has made the sum and its gelu.
+    let fused = |x: &Var| x.linear_gelu(&weight(x, &[96, 32]), None)?.linear(&weight(x, &[32, 96]), None);
+    assert_eq!(held(fused), held(one));
+    assert_eq!(held(|x| recompute_cheap(|| fused(x))), held(|x| recompute_cheap(|| one(x))));
     let chain = |x: &Var| x.gelu()?.gelu()?.gelu()?.linear(&weight(x, &[8, 32]), None);
     assert_eq!(held(chain) - held(|x| recompute_cheap(|| chain(x))), 3 * 4 * 64 * 32);
     // A chain without end is cut.
     let long = |x: &Var| (0..100_000).try_fold(x.clone(), |x, _| x.gelu());
     assert!(held(|x| recompute_cheap(|| long(x))) < held(long) / 4);
+}
+
+#[test]
+fn what_was_made_ahead_is_made_again() {
+    let run = |rule: fn(&dyn Fn() -> Result<Var>) -> Result<Var>| {
+        let p = |shape: &[usize], seed| Var::parameter(normal(shape, seed).cast(DType::F32).unwrap());
+        let (x, up, down) = (p(&[5, 8], 1), p(&[24, 8], 2), p(&[8, 24], 3));
+        let y = rule(&|| x.linear_gelu(&up, None)?.linear(&down, None)).unwrap();
+        y.square().unwrap().sum_all().unwrap().backward().unwrap();
+        [x, up, down].map(|v| v.gradient().unwrap().to_vec::<f32>().unwrap())
+    };
+    assert_eq!(run(|f| recompute_cheap(f)), run(|f| f()));
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! `out (+)= alpha * a @ b` over cuBLAS: f32 by f32, or bf16 by bf16 into bf16 or f32; sums in f32 (no TF32).
+//! `out (+)= alpha * a @ b` over NVIDIA's libraries (gemm.rs chooses which): f32 by f32, or bf16 by bf16 into bf16 or f32; sums in f32 (no TF32).
 //!
-//! cuBLAS is column-major, and a row-major matrix is the transpose of a column-major one; so `out^T = b^T a^T` is what is asked for. A factor whose
+//! They are column-major, and a row-major matrix is the transpose of a column-major one; so `out^T = b^T a^T` is what is asked for. A factor whose
 //! strides are neither row- nor column-major is copied first.
 //!
 //! FLOPs: 2 batch m n k. Bytes: each of a, b and out once.
 
 use patchgpt_tensor::{Backend, DType, Destination, Error, Result, Tensor};
 
+use super::gemm;
 use crate::blas::{Factor, Gemm};
 use crate::device::Cuda;
 
@@ -84,11 +85,26 @@ impl Matrix {
 }
 
 /// The tensor if cuBLAS can read it, else a contiguous copy.
-fn plain(t: &Tensor) -> Result<Tensor> {
+pub(super) fn plain(t: &Tensor) -> Result<Tensor> {
     if Matrix::of(t).is_some() { Ok(t.clone()) } else { t.copy() }
 }
 
 fn into_plain(cuda: &Cuda, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()> {
+    let (product, outer) = product(cuda, out, a, b, alpha)?;
+    let moved = |f: Factor, elements: usize| Factor { address: f.address + (elements * f.dtype.size()) as u64, ..f };
+    outer.into_iter().try_for_each(|[a, b, c]| {
+        gemm::product(cuda, &Gemm { a: moved(product.a, a), b: moved(product.b, b), c: moved(product.c, c), ..product })
+    })
+}
+
+/// The product as the libraries take it, for tensors that [`plain`] has passed, and the elements by which it is moved for each batch.
+pub(super) fn product(
+    cuda: &Cuda,
+    out: Destination,
+    a: &Tensor,
+    b: &Tensor,
+    alpha: f64,
+) -> Result<(Gemm, Vec<[usize; 3]>)> {
     let rank = out.tensor.rank();
     let (m, n, k) = (out.tensor.dim(rank - 2), out.tensor.dim(rank - 1), a.dim(rank - 1));
     let by_rows = Matrix::of(out.tensor).is_some_and(|matrix| matrix.rows);
@@ -108,23 +124,9 @@ fn into_plain(cuda: &Cuda, out: Destination, a: &Tensor, b: &Tensor, alpha: f64)
             stride: batch.strides[which],
         })
     };
-    let (first, second, target) = (factor(first, 0)?, factor(second, 1)?, factor(out.tensor, 2)?);
-    let moved = |f: Factor, elements: usize| Factor { address: f.address + (elements * f.dtype.size()) as u64, ..f };
-    let blas = cuda.blas()?;
-    for offsets in outer {
-        blas.gemm(&Gemm {
-            m,
-            n,
-            k,
-            a: moved(first, offsets[0]),
-            b: moved(second, offsets[1]),
-            c: moved(target, offsets[2]),
-            alpha: alpha as f32,
-            beta: if out.accumulate { 1.0 } else { 0.0 },
-            batch: batch.size,
-        })?;
-    }
-    Ok(())
+    let (a, b, c) = (factor(first, 0)?, factor(second, 1)?, factor(out.tensor, 2)?);
+    let beta = if out.accumulate { 1.0 } else { 0.0 };
+    Ok((Gemm { m, n, k, a, b, c, alpha: alpha as f32, beta, batch: batch.size }, outer))
 }
 
 /// Matrices that one call covers.

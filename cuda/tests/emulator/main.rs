@@ -1,12 +1,14 @@
 //! The emulated device from outside: what it must notice, and how the backend behaves on it. Tests that need variables or libraries of their own
 //! run this program again; those are the ignored ones.
 
+mod cublaslt;
 mod graphs;
 mod hopper;
 mod launches;
 mod memory;
 mod planted;
 mod product;
+mod search;
 mod surroundings;
 
 use std::process::{Command, Output};

@@ -92,6 +92,10 @@ pub const KEYS: &[Key] = &[
         "false: a training step on a card is not recorded as a CUDA graph and replayed, to find mistakes; results do not depend on it",
     ),
     text("device.kernel", "variants of CUDA kernels, such as attention=sm80; absent: the best that the device has"),
+    key(
+        "device.gemm_search",
+        "true: each product on a card is computed by the fastest of the algorithms that cuBLASLt offers, found by timing them; the choices are kept in gemm.json, since they decide the last bits",
+    ),
 ];
 
 /// Keys of which a configuration has at most one; a later layer that sets one takes the place of the others.

@@ -297,5 +297,5 @@ impl Preset {
 }
 
 fn default_device() -> DeviceConfig {
-    DeviceConfig { device: Device::Cpu, dtype: Dtype::F32, threads: None, kernel: None, graph: None }
+    DeviceConfig { device: Device::Cpu, dtype: Dtype::F32, threads: None, kernel: None, graph: None, gemm_search: None }
 }

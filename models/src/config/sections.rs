@@ -278,12 +278,19 @@ pub struct DeviceConfig {
     pub kernel: Option<String>,
     /// Whether a training step is recorded once and replayed as a CUDA graph; absent: where the device can. Results do not depend on it.
     pub graph: Option<bool>,
+    /// Whether the algorithms of products are found by timing those that cuBLASLt offers; absent: the one that it expects to be the fastest.
+    pub gemm_search: Option<bool>,
 }
 
 impl DeviceConfig {
     /// Whether training steps are recorded where the device can.
     pub fn graphs(&self) -> bool {
         self.graph.unwrap_or(true)
+    }
+
+    /// Whether the algorithms of products are searched for.
+    pub fn searches(&self) -> bool {
+        self.gemm_search.unwrap_or(false)
     }
 }
 

@@ -58,6 +58,7 @@ fn a_resolved_file_repeats_the_run_and_needs_no_preset() {
         "device.device=cuda:emulated",
         "device.kernel=attention=sm80",
         "device.graph=false",
+        "device.gemm_search=true",
         "train.target_weights=1/k",
         "data.path=some text.txt",
     ])
@@ -199,6 +200,7 @@ fn values_out_of_range_are_refused() {
         (&["data.tokenizer=bpe"], &["bpe:N"]),
         (&["device.threads=0"], &["threads is 0"]),
         (&["device.kernel=attention=sm80"], &["attention=sm80", "set device.device to cuda"]),
+        (&["device.gemm_search=true"], &["device.gemm_search", "set device.device to cuda"]),
         (&["device.device=cuda", "device.kernel=attention=sm70"], &["attention=sm70", "sm90, sm80, portable"]),
         (&["model.heads=3"], &["128", "heads = 3"]),
         (&["model.vocab_size=100"], &["vocab_size = 100", "256 ids"]),
@@ -284,7 +286,8 @@ fn the_table_of_keys_is_the_fields_of_the_configuration() {
     (train.patch_sizes, train.patch_shares) = (Some(vec![2]), Some(vec![1.0]));
     train.stochastic_rounding = Some(true);
     (train.micro_batch, train.init, config.device.threads) = (Some(1), Some("a".into()), Some(1));
-    (config.device.kernel, config.device.graph) = (Some("a".into()), Some(false));
+    (config.device.kernel, config.device.graph, config.device.gemm_search) =
+        (Some("a".into()), Some(false), Some(true));
     let table = config.to_table().unwrap();
     let fields = table
         .iter()

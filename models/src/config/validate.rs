@@ -60,7 +60,7 @@ impl DeviceConfig {
     /// Checks what can be checked without opening the device.
     ///
     /// # Errors
-    /// 0 threads; a dtype that the device does not compute in; variants of CUDA kernels on the CPU, or some that there are not.
+    /// 0 threads; a dtype that the device does not compute in; variants of CUDA kernels or a search on the CPU, or variants that there are not.
     pub fn check(&self) -> Result<()> {
         if self.threads == Some(0) {
             return fail("device.threads is 0: give at least 1, or leave it out for one per core".into());
@@ -70,6 +70,11 @@ impl DeviceConfig {
                 "device.dtype = \"f64\" is for the CPU; on {} use f32, or set device.device to cpu",
                 self.device
             ));
+        }
+        if self.device == Device::Cpu && self.searches() {
+            return fail(
+                "device.gemm_search times algorithms for products on a card: set device.device to cuda, or leave it out".into(),
+            );
         }
         match &self.kernel {
             Some(kernel) if self.device == Device::Cpu => fail(format!(

@@ -24,6 +24,10 @@ impl Pair {
     fn linear(&self, x: &Var) -> GraphResult<Var> {
         x.linear(&self.weight, Some(&self.bias))
     }
+
+    fn linear_gelu(&self, x: &Var) -> GraphResult<Var> {
+        x.linear_gelu(&self.weight, Some(&self.bias))
+    }
 }
 
 /// The parameters of one block.
@@ -95,7 +99,7 @@ impl Block for Gpt2Block {
         let attended = attend(&self.attention.linear(&normed)?)?;
         let branch = self.attention_output.linear(&attended)?;
         let (x, normed) = Stream::with(x, branch).normalised(&self.ffn_norm)?;
-        let activated = self.ffn.linear(&normed)?.gelu()?;
+        let activated = self.ffn.linear_gelu(&normed)?;
         Ok(Stream::with(x, self.ffn_output.linear(&activated)?))
     }
 }

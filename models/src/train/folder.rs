@@ -1,5 +1,5 @@
 //! The folder of a run and what lies where in it: `config.toml` (written first), `metrics.jsonl`, `checkpoints/`, `data/` (token
-//! files and tokenizer), `model/` (Hugging Face layout) and `report.html`. A folder is one run: a new one is never begun in it,
+//! files and tokenizer), `model/` (Hugging Face layout), `report.html` and, with `device.gemm_search`, `gemm.json`. A folder is one run: a new one is never begun in it,
 //! and while a process works on a run it holds a lock on its `config.toml`.
 
 use std::fs::{File, TryLockError};
@@ -10,8 +10,9 @@ use crate::{Error, Result, atomic_file};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+const GEMM: &str = "gemm.json";
 /// Files and folders whose presence shows that a run or a comparison was begun.
-const BEGUN: [&str; 6] = [METRICS, "checkpoints", "model", "report.html", TOKEN_ARM, PATCH_ARM];
+const BEGUN: [&str; 7] = [METRICS, GEMM, "checkpoints", "model", "report.html", TOKEN_ARM, PATCH_ARM];
 
 /// Folder of the runs at token level in a comparison.
 pub(crate) const TOKEN_ARM: &str = "token-only";
@@ -140,6 +141,11 @@ impl RunFolder {
     /// `metrics.jsonl`.
     pub fn metrics(&self) -> PathBuf {
         self.path.join(METRICS)
+    }
+
+    /// `gemm.json`, the algorithms that a search has chosen for the run's products.
+    pub fn gemm(&self) -> PathBuf {
+        self.path.join(GEMM)
     }
 
     /// `checkpoints/`.

@@ -3,6 +3,7 @@
 
 mod batches;
 pub mod checkpoint;
+mod choices;
 mod folder;
 pub mod metrics;
 mod observer;

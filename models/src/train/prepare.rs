@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use patchgpt_cuda::Cuda;
+use patchgpt_cuda::{Cuda, GemmChoices};
 use patchgpt_tensor::{DType, Device};
 
 use super::folder::model_folder;
@@ -18,12 +18,24 @@ use crate::{Error, Result, hub};
 /// # Errors
 /// Threads that cannot be started; CUDA libraries, a card or, for the emulated device, a C++ compiler that are not there.
 pub fn open_device(config: &DeviceConfig) -> Result<Device> {
+    open_device_with(config, None)
+}
+
+/// As [`open_device`]; where the configuration searches for the algorithms of products, the search goes on from `choices`.
+///
+/// # Errors
+/// As [`open_device`]; choices for another version of the library or another card.
+pub(super) fn open_device_with(config: &DeviceConfig, choices: Option<GemmChoices>) -> Result<Device> {
     let kernel = config.kernel.as_deref().unwrap_or_default();
+    let device_of = |cuda: Cuda| -> Result<Device> {
+        let cuda = cuda.with_kernel(kernel)?;
+        Ok(if config.searches() { cuda.with_gemm_search(choices)? } else { cuda }.into_device())
+    };
     Ok(match (config.device, config.threads) {
         (DeviceChoice::Cpu, Some(threads)) => Device::cpu_with_threads(threads)?,
         (DeviceChoice::Cpu, None) => Device::cpu()?,
-        (DeviceChoice::Cuda, _) => Cuda::open(0)?.with_kernel(kernel)?.into_device(),
-        (DeviceChoice::CudaEmulated, _) => Cuda::emulated()?.with_kernel(kernel)?.into_device(),
+        (DeviceChoice::Cuda, _) => device_of(Cuda::open(0)?)?,
+        (DeviceChoice::CudaEmulated, _) => device_of(Cuda::emulated()?)?,
     })
 }
 

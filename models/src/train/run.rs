@@ -7,6 +7,7 @@ use patchgpt_tensor::Device;
 
 use super::batches::{StepBatches, stage_shape};
 use super::checkpoint::{Checkpoint, Checkpoints, State};
+use super::choices::ChoicesFile;
 use super::folder::RunFolder;
 use super::metrics::{self, MetricsWriter, Record};
 use super::observer::{Observer, Setup};
@@ -69,6 +70,13 @@ pub fn run(config: &Config, folder: &Path, start: Start<'_>, observer: &mut dyn 
     };
     if let Some(checkpoint) = &checkpoint {
         prepare::check_identity(dataset, &checkpoint.state.data)?;
+        if config.device.searches() && !folder.gemm().exists() {
+            observer.notice(&format!(
+                "`{}` is not there, so the algorithms of the run's products are searched anew: its results may differ in their last bits from what \
+                 they would have been.",
+                folder.gemm().display()
+            ));
+        }
     }
     let mut trainer = Trainer::new(config, &plan, &folder, dataset, checkpoint.as_ref())?;
     drop(checkpoint);
@@ -123,6 +131,7 @@ struct Trainer<'a> {
     folder: &'a RunFolder,
     dataset: &'a Dataset,
     device: Device,
+    choices: ChoicesFile,
     gpt: Gpt,
     optimizer: AdamW,
     windows: EvaluationSet,
@@ -152,7 +161,7 @@ impl<'a> Trainer<'a> {
         )?;
         // Text that is too short is found here, before a model is made.
         sampler(config, plan, dataset)?;
-        let device = prepare::open_device(&config.device)?;
+        let (device, mut choices) = ChoicesFile::open_device(folder.gemm(), &config.device)?;
         let gpt = match checkpoint {
             None => prepare::initial_model(config, &device)?,
             Some(_) => Gpt::zeros(&config.model, prepare::dtype(&config.device), &device)?
@@ -174,6 +183,7 @@ impl<'a> Trainer<'a> {
                 data: prepare::identity(dataset),
             },
         };
+        choices.keep(&device)?;
         Ok(Trainer {
             metrics: MetricsWriter::open_at(&folder.metrics(), state.step)?,
             checkpoints: Checkpoints::new(folder.checkpoints()),
@@ -184,6 +194,7 @@ impl<'a> Trainer<'a> {
             folder,
             dataset,
             device,
+            choices,
             gpt,
             optimizer,
             windows,
@@ -254,6 +265,7 @@ impl<'a> Trainer<'a> {
                 observer.evaluated(step, &evaluation);
                 self.evaluated = Some((step, evaluation));
             }
+            self.choices.keep(&self.device)?;
             let record = self.record(stage, &made, seconds);
             self.metrics.write(&record)?;
             observer.step(&record);

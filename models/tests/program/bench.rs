@@ -59,6 +59,7 @@ fn one_object_holds_everything() {
         }
         for op in [
             "matmul",
+            "linear",
             "patch_embedding_backward",
             "causal_attention",
             "rms_norm_backward",

@@ -4,6 +4,7 @@ mod bad_input;
 mod bench;
 mod compare;
 mod devices;
+mod gemm_search;
 mod inspect;
 mod interruption;
 mod model;

@@ -7,7 +7,7 @@
 use super::Profiler;
 use super::work::{Work, count, scores};
 use crate::backend::{
-    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Residual, Unary,
+    AdamW, Backend, Binary, Destination, Distribution, Linear, LinearCrossEntropy, Reduction, Residual, Unary,
 };
 use crate::{DType, Limits, Memory, Result, ScatterIndex, Tensor};
 
@@ -71,6 +71,17 @@ impl Backend for Profiler {
             Work::of(2.0 * k * count(out.tensor)).writes([out]).reads(&[a, b])
         };
         self.call("matmul", work, |on| on.matmul(out, a, b, alpha))
+    }
+
+    fn linear(&self, args: Linear) -> Result<()> {
+        let work = || {
+            let Linear { out, activated, x, weight, bias } = args;
+            let (sum, gelu) = (2 * x.dim(1) + usize::from(bias.is_some()), 10 * usize::from(activated.is_some()));
+            let outputs: Vec<&Tensor> = [Some(out), activated].into_iter().flatten().collect();
+            let inputs: Vec<&Tensor> = [Some(x), Some(weight), bias].into_iter().flatten().collect();
+            Work::of((sum + gelu) as f64 * count(out)).fills(&outputs).reads(&inputs)
+        };
+        self.call("linear", work, |on| on.linear(args))
     }
 
     fn softmax(&self, out: &Tensor, x: &Tensor) -> Result<()> {

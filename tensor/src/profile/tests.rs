@@ -22,6 +22,7 @@ fn everything(device: &Device) -> Result<()> {
     x.binary(Binary::Add, &x)?;
     x.reduce(Reduction::Sum, &[0])?;
     x.matmul(&x.t()?)?;
+    x.linear(&x, None)?;
     x.softmax()?.softmax_backward(&x, to)?;
     let ids = [0, 1, 2, 1];
     x.patch_embedding(&Tensor::from_slice(&ids, &[2, 2], device)?)?;

@@ -402,7 +402,12 @@ pub fn compared(card: bool) -> Vec<(String, Make)> {
     );
     if card {
         for [m, k, n] in [[8192, 8192, 8192], [16384, 2048, 6144], [16384, 2048, 11008]] {
-            add(format!("product {m} x {k} x {n}"), Box::new(move || matmul::case(&[m, k], &[k, n])));
+            add(format!("gemm {m} x {k} x {n}"), Box::new(move || matmul::case(&[m, k], &[k, n])));
+        }
+        // GPT-2's feed-forward layer at its width and at 1.3B's.
+        for [m, k, n] in [[16384, 768, 3072], [16384, 2048, 8192]] {
+            let name = format!("gemm, bias and GELU {m} x {k} x {n}");
+            add(name, Box::new(move || linear::with_gelu(&[m, k], n, true)));
         }
     }
     ops

@@ -17,7 +17,7 @@ pub(crate) struct Args {}
 pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
     let cpu = Device::cpu().map_or_else(|error| error.to_string(), |device| device.to_string());
     print_line(&format!("cpu            {cpu}"))?;
-    let Probe { devices, driver, nvrtc, cublas } = probe();
+    let Probe { devices, driver, nvrtc, cublas, cublas_lt } = probe();
     match devices {
         Ok(devices) => {
             for device in devices {
@@ -52,9 +52,11 @@ pub(crate) fn run(_args: &Args) -> Result<ExitCode> {
         Ok((major, minor)) => print_line(&format!("  libnvrtc     {major}.{minor}"))?,
         Err(error) => print_line(&format!("  libnvrtc     {error}"))?,
     }
-    match cublas {
-        Ok(version) => print_line(&format!("  libcublas    {}.{}", version / 10000, version % 10000 / 100))?,
-        Err(error) => print_line(&format!("  libcublas    {error}"))?,
+    for (name, found) in [("libcublas", cublas.map(|version| version as usize)), ("libcublasLt", cublas_lt)] {
+        match found {
+            Ok(version) => print_line(&format!("  {name:<12} {}.{}", version / 10000, version % 10000 / 100))?,
+            Err(error) => print_line(&format!("  {name:<12} {error}"))?,
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,13 +17,17 @@ pub(crate) struct MachineChoice {
     #[arg(long, value_name = "N", help_heading = "Machine")]
     threads: Option<String>,
 
-    /// Variants of CUDA kernels, such as attention=sm80, several with commas between; without it the best that the device has
+    /// Variants of CUDA kernels, such as attention=sm80 or gemm=blas, several with commas between; without it the best that the device has
     #[arg(long, value_name = "FAMILY=VARIANT", help_heading = "Machine")]
     kernel: Option<String>,
 
     /// Make each training step on a card as it is, instead of recording it once as a CUDA graph and replaying that: slower, the same bits, for finding mistakes
     #[arg(long, help_heading = "Machine")]
     no_graph: bool,
+
+    /// Find the algorithm of each product on a card by timing those that cuBLASLt offers; a run keeps the choices in gemm.json, since they decide the last bits
+    #[arg(long, help_heading = "Machine")]
+    gemm_search: bool,
 }
 
 impl MachineChoice {
@@ -35,6 +39,7 @@ impl MachineChoice {
             ("--threads", "device.threads", self.threads.as_deref()),
             ("--kernel", "device.kernel", self.kernel.as_deref()),
             ("--no-graph", "device.graph", self.no_graph.then_some("false")),
+            ("--gemm-search", "device.gemm_search", self.gemm_search.then_some("true")),
         ]
         .into_iter()
         .filter_map(|(flag, key, value)| Some((flag, key, value?)))

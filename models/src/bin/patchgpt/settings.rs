@@ -169,7 +169,8 @@ pub(crate) fn machine(recorded: DeviceConfig, device: Option<&str>, threads: Opt
     if threads == Some(0) {
         return Err(Error::Config("--threads 0: give at least 1, or leave it out for one per core".into()));
     }
-    let mut config = DeviceConfig { threads, ..recorded };
+    // A search pays over the many steps of a run.
+    let mut config = DeviceConfig { threads, gemm_search: None, ..recorded };
     if let Some(name) = device {
         config.device = name.parse()?;
         // Variants are of the device that the run was on.
