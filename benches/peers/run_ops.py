@@ -29,6 +29,9 @@ VARIANTS_ON_CARDS = {
     "cudnn": (["--attention", "cudnn"], False),
 }
 
+# A part of the names of the ops that a family of kernels computes, where that is not the family's own name.
+OPS_OF = {"cross_entropy": "head and loss", "rms_norm": "RMSNorm", "layer_norm": "LayerNorm", "adamw": "AdamW"}
+
 
 def measure(ours, theirs, asked, pairs):
     """Calls in turn: seconds of both, and theirs over ours pair by pair."""
@@ -87,9 +90,6 @@ def table(results):
         )
     lines += ["", f"Cores that other processes kept busy meanwhile, on average: {results['others_cores']:.2f}."]
     return "\n".join(lines) + "\n"
-
-# A part of the names of the ops that a family of kernels computes, where that is not the family's own name.
-OPS_OF = {"cross_entropy": "head and loss", "rms_norm": "RMSNorm", "layer_norm": "LayerNorm", "adamw": "AdamW"}
 
 
 def main():
