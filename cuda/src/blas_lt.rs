@@ -1,10 +1,11 @@
 //! cuBLASLt: products with what follows them. A [`Plan`] is all that the library wants to know of a problem, the algorithm included; it is made once for
 //! each problem, so that later calls, those that are recorded in a graph among them, do nothing but enqueue.
 //!
-//! Sums are f32 (no TF32), also where k is split: partial sums in the output's type are not allowed, which leaves the library's algorithms without them and
-//! those that keep f32 in the workspace and add them in a step of their own. Neither adds in an order that differs between runs, so that the same
-//! algorithm gives the same bits. Which algorithm that is, the library's heuristic decides from the problem, its version and the card; or a timed search
-//! (`search.rs`), whose choices are values to be kept.
+//! Sums are f32 (no TF32), also where k is split: partial sums in the output's type, in place or in the workspace, are not allowed, which leaves the
+//! algorithms without any and those that keep f32 in the workspace and add them in a step of their own. Neither uses atomics, and NVIDIA promises the same
+//! bits on every run with one version of the library and one kind of card, as long as one stream uses the workspace. Which algorithm computes a
+//! problem, the library's heuristic decides from the problem, its version and the card; or a timed search (`search.rs`), whose choices are values to
+//! be kept.
 
 mod problem;
 mod search;

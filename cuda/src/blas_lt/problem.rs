@@ -7,8 +7,8 @@ use patchgpt_tensor::DType;
 use super::Epilogue;
 use crate::blas::{Factor, Gemm};
 
-/// No algorithm of the library gains from more; fresh memory starts at multiples of 256 bytes, so that up to here the
-/// alignment of a tensor follows from its place in its buffer alone.
+/// The most that the library is told of: the widest loads, and the copy engine, take 16 bytes. Fresh memory starts at multiples of 256, so that the
+/// alignment of a tensor follows from its place in its buffer alone, and a problem is the same one on every run.
 const MOST: u64 = 16;
 
 /// Sizes, types, memory layouts and epilogue of a product, without addresses and scalars.

@@ -1,4 +1,4 @@
-//! Products by one of NVIDIA's libraries. cuBLASLt computes them unless it takes a problem not at all, which cuBLAS then does.
+//! Products by one of NVIDIA's libraries. cuBLASLt computes them; those that it has no algorithm for, cuBLAS does.
 //!
 //! FLOPs: 2 batch m n k. Bytes: each matrix once; an epilogue saves what kernels of their own would read and write (linear.rs).
 

@@ -347,6 +347,7 @@ pub fn training_size(positions: usize, sequence: usize, width: usize, ffn: usize
         matmul::case(&[positions, width], &[width, vocabulary]),
         rms_norm::case(&[positions, width]),
         layer_norm::case(&[positions, width]),
+        linear::with_gelu(&[positions, width], ffn, true),
         gelu::case(&[positions, ffn]),
         swiglu::case(&[positions, 2 * ffn]),
         softmax::case(&[positions, vocabulary]),
