@@ -286,8 +286,9 @@ mod tests {
     /// Weights of bf16 come to the same bits from a checkpoint's master weights and step as from the update, and on average they are the master weights.
     #[test]
     fn stochastic_rounding_is_made_again_from_a_loaded_state() {
+        let device = Device::cpu().unwrap();
         let specs = vec![ParameterSpec::new("matrix", &[100, 100], Init::Ones)];
-        let parameters = Parameters::build(specs.clone(), DType::BF16, &Device::cpu().unwrap(), 3).unwrap();
+        let parameters = Parameters::build(specs.clone(), DType::BF16, &device, 3).unwrap();
         let settings =
             AdamWSettings { weight_decay: 0.0, rounding: Rounding::Stochastic { seed: 5 }, ..Default::default() };
         let mut optimizer = AdamW::new(&parameters, settings).unwrap();
@@ -305,7 +306,7 @@ mod tests {
         }
         assert!(steps[0] != steps[1] && steps[1] != steps[2]);
 
-        let resumed = Parameters::zeros(specs, DType::BF16, &Device::cpu().unwrap()).unwrap();
+        let resumed = Parameters::zeros(specs, DType::BF16, &device).unwrap();
         resumed.values().copy_(parameters.values()).unwrap();
         let mut loaded = AdamW::new(&resumed, settings).unwrap();
         loaded.load(optimizer.first_moment(), optimizer.second_moment(), optimizer.steps()).unwrap();

@@ -226,8 +226,12 @@ impl Case {
 type Choice = (&'static str, &'static str);
 
 /// The variants, and the choice of each.
-const VARIANTS: [Choice; 3] =
-    [("sm90", "attention=sm90"), ("sm80", "attention=sm80"), ("portable", "attention=portable")];
+const VARIANTS: [Choice; 4] = [
+    ("sm90", "attention=sm90"),
+    ("sm80", "attention=sm80"),
+    ("portable", "attention=portable"),
+    ("composed", "attention=composed"),
+];
 
 fn check(cases: Vec<Case>) {
     check_by(&VARIANTS, cases);

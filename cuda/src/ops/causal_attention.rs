@@ -14,6 +14,7 @@
 //! there. Tiles on the diagonal are computed whole: at T = S the FLOPs grow by about the factor 1 + (OWN + VISIT) / (2
 //! T).
 
+mod composed;
 mod portable;
 mod sm80;
 mod sm90;
@@ -36,7 +37,7 @@ pub(crate) struct Implementation {
 }
 
 /// The implementations. The first that takes a problem computes it, unless one is chosen by name.
-const VARIANTS: &[Variant<Implementation>; 3] = &[sm90::VARIANT, sm80::VARIANT, portable::VARIANT];
+const VARIANTS: &[Variant<Implementation>; 4] = &[sm90::VARIANT, sm80::VARIANT, portable::VARIANT, composed::VARIANT];
 
 /// The names, for [`Cuda::with_kernel`].
 pub(crate) const FAMILY: Family = Family { name: "attention", variants: &names(VARIANTS) };
