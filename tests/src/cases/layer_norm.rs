@@ -1,9 +1,6 @@
 //! LayerNorm over rows of 2 and more (a row of 1 has no variance and a gradient of 0).
 
-use patchgpt_autograd::Var;
-
-use super::{Case, Check, inputs};
-use crate::array::Array;
+use super::{Case, Check, inputs, with_addend};
 use crate::array::Placement::{Contiguous, Repeated, Sliced, Transposed};
 use crate::reference::layer_norm as reference;
 
@@ -27,43 +24,8 @@ pub(super) fn case(shape: &[usize]) -> Case {
     }
 }
 
-/// The sum of two inputs and its norm, one after the other in one output.
 fn case_with_addend(shape: &[usize]) -> Case {
-    let c = shape[shape.len() - 1];
-    let inputs = inputs(&[shape, shape, &[c], &[c]]);
-    let n = inputs[0].0.data.len();
-    Case {
-        op: "layer_norm",
-        name: format!("{shape:?} with an addend"),
-        inputs,
-        run: Box::new(|x| {
-            let (sum, normed) = x[0].add_layer_norm(&x[1], &x[2], &x[3], EPS)?;
-            Var::concat(&[&sum, &normed], 0)
-        }),
-        forward: Box::new(|x| {
-            let sum = sum(&x[0], &x[1]);
-            let mut both = reference::forward(&sum, &x[2], &x[3], EPS);
-            both.shape[0] *= 2;
-            both.data.splice(..0, sum.data);
-            both
-        }),
-        backward: Box::new(|x, d| {
-            let (d_sum, d_normed) = d.data.split_at(d.data.len() / 2);
-            let d_normed = Array { shape: x[0].shape.clone(), data: d_normed.to_vec() };
-            let mut gradients = reference::backward(&sum(&x[0], &x[1]), &x[2], EPS, &d_normed);
-            gradients[0].data.iter_mut().zip(d_sum).for_each(|(d, more)| *d += more);
-            gradients.insert(1, gradients[0].clone());
-            gradients
-        }),
-        reduction: c.max(n / c.max(1)),
-        flops: 8.0 * n as f64,
-        traffic: 4.0 * n as f64,
-        check: Check::default(),
-    }
-}
-
-fn sum(x: &Array, addend: &Array) -> Array {
-    Array::from_fn(&x.shape, |i| x.data[i] + addend.data[i])
+    with_addend(case(shape), Box::new(|x| x[0].add_layer_norm(&x[1], &x[2], &x[3], EPS)))
 }
 
 pub(super) fn large() -> Vec<Case> {

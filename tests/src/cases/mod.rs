@@ -182,6 +182,50 @@ fn inputs(shapes: &[&[usize]]) -> Vec<(Array, Placement)> {
     shapes.iter().enumerate().map(random).collect()
 }
 
+/// Sum and norm of the inputs of a norm with an addend between x and the weight.
+type SumAndNorm = Box<dyn Fn(&[Var]) -> Result<(Var, Var)> + Send + Sync>;
+
+/// A norm's case as one of a norm with an addend: sum and norm one after the other in one output.
+fn with_addend(norm: Case, run: SumAndNorm) -> Case {
+    let Case { op, name, mut inputs, forward, backward, reduction, flops, traffic, check, .. } = norm;
+    let x = &inputs[0].0;
+    let (shape, n) = (x.shape.clone(), x.data.len());
+    inputs.insert(1, self::inputs(&[&shape, &shape]).remove(1));
+    /// The norm's own inputs: the sum in the place of x.
+    fn of_norm(x: &[Array]) -> Vec<Array> {
+        let sum = Array::from_fn(&x[0].shape, |i| x[0].data[i] + x[1].data[i]);
+        std::iter::once(sum).chain(x[2..].iter().cloned()).collect()
+    }
+    Case {
+        op,
+        name: format!("{name} with an addend"),
+        inputs,
+        run: Box::new(move |x| {
+            let (sum, normed) = run(x)?;
+            Var::concat(&[&sum, &normed], 0)
+        }),
+        forward: Box::new(move |x| {
+            let inputs = of_norm(x);
+            let mut both = forward(&inputs);
+            both.shape[0] *= 2;
+            both.data.splice(..0, inputs[0].data.iter().copied());
+            both
+        }),
+        backward: Box::new(move |x, d| {
+            let (d_sum, d_normed) = d.data.split_at(d.data.len() / 2);
+            let d_normed = Array { shape: x[0].shape.clone(), data: d_normed.to_vec() };
+            let mut gradients = backward(&of_norm(x), &d_normed);
+            gradients[0].data.iter_mut().zip(d_sum).for_each(|(d, more)| *d += more);
+            gradients.insert(1, gradients[0].clone());
+            gradients
+        }),
+        reduction,
+        flops: flops + n as f64,
+        traffic: traffic + 2.0 * n as f64,
+        check,
+    }
+}
+
 /// Reproducible ids in `0..bound`.
 fn ids(count: usize, bound: usize, seed: u64) -> Vec<i32> {
     Array::random(&[count], 1.0, seed)
