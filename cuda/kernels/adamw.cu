@@ -36,7 +36,7 @@ struct Update {
     }
 };
 
-/// The rounded copy of the parameters; only those of f32 have one.
+/// The rounded copy of f32 parameters.
 struct Copy {
     bf16 *rounded; // or null
     bool stochastic;
@@ -46,16 +46,22 @@ struct Copy {
     /// Elements of one block of random numbers, 16 bits each.
     static constexpr int BLOCK = 8;
 
-    /// Rounds the N elements from `at` on, which are within one block.
+    /// 16 of a block's bits; selected, since an index would put the words in memory.
+    static DEVICE u32 half_word(const Words &random, int part) {
+        u32 first = part < 2 ? random.word[0] : random.word[1], second = part < 6 ? random.word[2] : random.word[3];
+        return (part < 4 ? first : second) >> 16 * (part % 2) & 0xffffu;
+    }
+
+    /// Parameters of f64 have no copy.
     template <int N> DEVICE void write(i64, const Pack<f64, N> &) const {}
+    /// Rounds the N elements from `at` on, which are within one block.
     template <int N> DEVICE void write(i64 at, const Pack<f32, N> &x) const {
         if (!rounded) return;
         Pack<bf16, N> out;
         if (stochastic) {
             Words random = philox((u64)at / BLOCK, step, 1, seed);
             UNROLL for (int e = 0; e < N; e++) {
-                int part = (int)(at % BLOCK) + e;
-                u32 bits = bits_of(x[e]), low = random.word[part / 2] >> 16 * (part % 2) & 0xffffu;
+                u32 bits = bits_of(x[e]), low = half_word(random, (int)(at % BLOCK) + e);
                 bool finite = (bits & 0x7f800000u) != 0x7f800000u;
                 out[e] = finite ? bf16{(u16)((bits + low) >> 16)} : round_to<bf16>(x[e]);
             }

@@ -52,7 +52,7 @@ pub(crate) fn round_stochastically(seed: u64, step: i32, start: usize, x: &[f32]
         }
         let random = words[part / 2] >> (16 * (part % 2)) & 0xFFFF;
         // The sum of a number near the end of the range becomes infinity, but no NaN, and no bits beyond the sign's are reached.
-        *out = if x.is_finite() { bf16::from_bits((x.to_bits() + random >> 16) as u16) } else { bf16::from_f32(x) };
+        *out = if x.is_finite() { bf16::from_bits(((x.to_bits() + random) >> 16) as u16) } else { bf16::from_f32(x) };
     }
 }
 
