@@ -9,8 +9,10 @@ use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
 use crate::variants::{Family, Variant, names};
 
+type Implementation = fn(&Cuda, &AdamW) -> Result<()>;
+
 /// The implementations; the first computes unless one is chosen by name. One row adds another.
-const VARIANTS: &[Variant<fn(&Cuda, &AdamW) -> Result<()>>; 2] = &[
+const VARIANTS: &[Variant<Implementation>; 2] = &[
     Variant { name: "fused", about: "one kernel", implementation: fused },
     Variant {
         name: "composed",

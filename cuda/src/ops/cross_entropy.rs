@@ -17,8 +17,10 @@ pub(super) struct LossInPlace<'a> {
     pub(super) weights: &'a Tensor,
 }
 
+type Implementation = fn(&Cuda, &LossInPlace) -> Result<()>;
+
 /// The implementations; the first computes unless one is chosen by name. One row adds another.
-const VARIANTS: &[Variant<fn(&Cuda, &LossInPlace) -> Result<()>>; 3] = &[
+const VARIANTS: &[Variant<Implementation>; 3] = &[
     Variant {
         name: "cached",
         about: "losses and gradient in one kernel, rows in shared memory between the sweeps where they fit",
