@@ -46,20 +46,23 @@ pub fn round_stochastically(x: f64, element: u64, step: u32, seed: u64) -> f64 {
     let unit = (exponent - 7.0).exp2();
     let steps = magnitude / unit;
     let share = (steps - steps.floor()) * 65536.0;
-    let words = philox([element / 8 & 0xFFFF_FFFF, element / 8 >> 32, u64::from(step), 1], seed);
+    let block = element / 8;
+    let words = philox([block % WORD, block / WORD, u64::from(step), 1], seed);
     let word = words[(element % 8 / 2) as usize];
-    let random = if element % 2 == 0 { word % 65536 } else { word / 65536 };
+    let random = if element.is_multiple_of(2) { word % 65536 } else { word / 65536 };
     let away = share.floor() + random as f64 >= 65536.0;
     x.signum() * unit * (steps.floor() + if away { 1.0 } else { 0.0 })
 }
 
+/// One more than the largest number of 32 bits.
+const WORD: u64 = 1 << 32;
+
 /// Philox4x32-10 in numbers below 2^32 (Salmon et al., 2011, section 3.4).
 fn philox([mut a, mut b, mut c, mut d]: [u64; 4], seed: u64) -> [u64; 4] {
-    const WORD: u64 = 1 << 32;
     let (mut low, mut high) = (seed % WORD, seed / WORD);
     for _ in 0..10 {
         let (first, second) = (a * 0xD251_1F53, c * 0xCD9E_8D57);
-        (a, b, c, d) = (second / WORD ^ b ^ low, second % WORD, first / WORD ^ d ^ high, first % WORD);
+        (a, b, c, d) = ((second / WORD) ^ b ^ low, second % WORD, (first / WORD) ^ d ^ high, first % WORD);
         (low, high) = ((low + 0x9E37_79B9) % WORD, (high + 0xBB67_AE85) % WORD);
     }
     [a, b, c, d]
