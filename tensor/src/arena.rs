@@ -136,7 +136,7 @@ mod tests {
             let mut state = 7u64;
             let mut live: Vec<Place> = Vec::new();
             let mut offsets = Vec::new();
-            for _ in 0..2000 {
+            for _ in 0..if cfg!(miri) { 100 } else { 2000 } {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 let random = (state >> 33) as usize;
                 if live.len() > 40 || (!live.is_empty() && random.is_multiple_of(3)) {

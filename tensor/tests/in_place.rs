@@ -35,8 +35,10 @@ fn sized<T>(shapes: &[T]) -> &[T] {
 #[test]
 fn element_wise() -> Result<()> {
     let device = Device::cpu_with_threads(2)?;
+    // Hundreds of checks for each shape.
+    let shapes: &[&[usize]] = if cfg!(miri) { &[&[7], &[3, 5]] } else { &[&[7], &[3, 50], &[300, 40]] };
     for dtype in DTYPES {
-        for &shape in sized(&[&[7][..], &[3, 50], &[300, 40]]) {
+        for &shape in shapes {
             let (x, mut others) = (random(shape, 1, dtype, &device)?, vec![random(shape, 2, dtype, &device)?]);
             if let [m, n] = *shape {
                 others.push(random(&[n, m], 3, dtype, &device)?.t()?);
@@ -54,6 +56,29 @@ fn element_wise() -> Result<()> {
                         on.binary(Destination { tensor: out, accumulate }, op, other, x)
                     })?;
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn elements_that_lie_apart() -> Result<()> {
+    let device = Device::cpu_with_threads(2)?;
+    for dtype in DTYPES {
+        let values = random(&[6, 8], 1, dtype, &device)?;
+        let columns = |of: &Tensor| of.t();
+        let every_second = |of: &Tensor| of.reshape(&[6, 4, 2])?.narrow(2, 1, 1)?.squeeze(2);
+        for view in [&columns as &dyn Fn(&Tensor) -> Result<Tensor>, &every_second] {
+            let unary = |out: &Tensor, x: &Tensor| device.backend().unary(out, Unary::Tanh, x);
+            let square = |out: &Tensor, x: &Tensor| device.backend().binary(Destination::write(out), Binary::Mul, x, x);
+            let added = |out: &Tensor, x: &Tensor| device.backend().binary(Destination::add(out), Binary::Mul, x, x);
+            for run in [&unary as Op, &square, &added] {
+                let (whole, apart) = (values.copy()?, values.copy()?);
+                run(&view(&whole)?, &view(&whole)?)?;
+                run(&view(&apart)?, &view(&values)?)?;
+                // What lies between the elements is compared too.
+                assert_eq!(whole.to_f64_vec()?, apart.to_f64_vec()?, "{dtype}");
             }
         }
     }
@@ -102,8 +127,10 @@ fn rotations() -> Result<()> {
 #[test]
 fn backward_of_norms() -> Result<()> {
     let device = Device::cpu_with_threads(2)?;
+    // More rows than are summed at a time.
+    let shapes: &[[usize; 2]] = if cfg!(miri) { &[[1, 3], [70, 3]] } else { &[[1, 3], [70, 33], [130, 64]] };
     for dtype in DTYPES {
-        for &[rows, width] in sized(&[[1, 3], [70, 33], [130, 64]]) {
+        for &[rows, width] in shapes {
             let (x, weight) = (random(&[rows, width], 1, dtype, &device)?, random(&[width], 2, dtype, &device)?);
             let d_out = random(&[rows, width], 3, dtype, &device)?;
             let rstd = x.rms_norm(&weight, 1e-5)?.rstd;

@@ -167,11 +167,11 @@ unsafe fn output_row<'a, F: Float + Element>(view: &ViewMut<'a, F>, at: [usize; 
     unsafe { std::slice::from_raw_parts_mut(view.at(start), shape[3]) }
 }
 
-/// Where the log-sum-exps [B, H, T] of a head begin, and the step from one position to the next.
-fn lse_offset(layout: &Layout, batch: usize, head: usize) -> (usize, usize) {
+/// Where the log-sum-exps [B, H, T] of a head begin; those of its positions are neighbours.
+fn lse_offset(layout: &Layout, batch: usize, head: usize) -> usize {
     let strides = layout.strides();
-    assert!(batch < layout.shape()[0] && head < layout.shape()[1]);
-    (layout.offset() + batch * strides[0] + head * strides[1], strides[2])
+    assert!(batch < layout.shape()[0] && head < layout.shape()[1] && layout.has_contiguous_rows());
+    layout.offset() + batch * strides[0] + head * strides[1]
 }
 
 /// Scores of `count` keys from `first` on (rows, `pitch` apart) for N queries from `start` on (columns) become minus infinity

@@ -356,6 +356,11 @@ mod tests {
     }
 
     #[test]
+    fn one_path_multiplies_bf16() {
+        assert!(Path::ALL.into_iter().filter(|path| path.multiplies_bf16()).eq([Path::Avx512Bf16]));
+    }
+
+    #[test]
     fn a_kernel_runs_with_the_token_of_its_path() {
         struct Name;
         impl Kernel for Name {

@@ -250,6 +250,12 @@ mod tests {
         // Own factors do not fold.
         let plan = Plan::new(&layout(&[2, 3, 5, 4]), &layout(&[2, 3, 5, 7]), &layout(&[2, 3, 7, 4]));
         assert_eq!((plan.m, plan.n, plan.batch()), (5, 4, 6));
+        // Nor where the columns of all products lie side by side, unless the left factor is shared.
+        let columns = |rows| layout(&[rows, 6, 4]).permute(&[1, 0, 2]).expect("a view");
+        let plan = Plan::new(&columns(5), &layout(&[6, 5, 7]), &columns(7));
+        assert_eq!((plan.n, plan.batch()), (4, 6));
+        let plan = Plan::new(&columns(5), &layout(&[5, 7]).broadcast_to(&[6, 5, 7]).expect("a view"), &columns(7));
+        assert_eq!((plan.n, plan.batch()), (24, 1));
     }
 
     #[test]

@@ -341,6 +341,7 @@ mod tests {
         assert_eq!((cpu.memory_held(), cpu.memory_peak()), (1024, 1024));
         drop(memory);
         assert_eq!((cpu.memory_held(), Backend::memory_peak(&cpu)), (0, Some(1024)));
+        assert_eq!(widens_head(), cpu.path != isa::Path::Avx512Bf16);
         Ok(())
     }
 }

@@ -258,19 +258,21 @@ mod tests {
 
     #[test]
     fn all_threads_work_together() {
-        let pool = Pool::new(3).expect("threads");
-        for region in 0..10 {
-            // Each task waits for the others: one thread alone would wait until the end.
-            let (begun, alone) = (AtomicUsize::new(0), AtomicBool::new(false));
-            let end = Instant::now() + Duration::from_secs(60);
-            pool.run(3, |_| {
-                begun.fetch_add(1, Ordering::Relaxed);
-                while begun.load(Ordering::Relaxed) < 3 && !alone.load(Ordering::Relaxed) {
-                    alone.fetch_or(Instant::now() > end, Ordering::Relaxed);
-                    std::thread::yield_now();
-                }
-            });
-            assert!(!alone.into_inner(), "region {region} is not shared");
+        for threads in [2, 3] {
+            let pool = Pool::new(threads).expect("threads");
+            for region in 0..10 {
+                // Each task waits for the others: one thread alone would wait until the end.
+                let (begun, alone) = (AtomicUsize::new(0), AtomicBool::new(false));
+                let end = Instant::now() + Duration::from_secs(60);
+                pool.run(threads, |_| {
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    while begun.load(Ordering::Relaxed) < threads && !alone.load(Ordering::Relaxed) {
+                        alone.fetch_or(Instant::now() > end, Ordering::Relaxed);
+                        std::thread::yield_now();
+                    }
+                });
+                assert!(!alone.into_inner(), "region {region} is not shared by {threads} threads");
+            }
         }
     }
 

@@ -280,11 +280,11 @@ impl<F: Float + Element> Chunk<'_, F> {
         // Queries that are not there have p = e^-inf = 0.
         to.minus_lse.fill(F::NEG_INFINITY);
         to.minus_delta.fill(F::ZERO);
-        let (first, step) = lse_offset(lse.layout(), self.batch, head);
+        let first = lse_offset(lse.layout(), self.batch, head);
         assert!(range.end <= self.backward.sizes.queries);
         for (i, t) in range.clone().enumerate() {
             // SAFETY: an element of the view.
-            to.minus_lse[i] = -unsafe { *lse.at(first + t * step) };
+            to.minus_lse[i] = -unsafe { *lse.at(first + t) };
             to.minus_delta[i] = -dot(isa, d_out.row(t), out.row(t));
         }
         to.d_q.fill(F::ZERO);

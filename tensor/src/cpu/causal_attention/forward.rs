@@ -85,11 +85,11 @@ impl<'a, F: Float + Element> Forward<'a, F> {
     /// These queries of that head belong to the caller's task.
     #[inline(always)]
     pub(super) unsafe fn set_lse(&self, [batch, head, start]: [usize; 3], values: impl ExactSizeIterator<Item = F>) {
-        let (first, step) = lse_offset(self.lse.layout(), batch, head);
+        let first = lse_offset(self.lse.layout(), batch, head);
         assert!(start + values.len() <= self.sizes.queries);
         for (t, value) in (start..).zip(values) {
             // SAFETY: an element of the view, exclusive by the caller's promise.
-            unsafe { *self.lse.at(first + t * step) = value };
+            unsafe { *self.lse.at(first + t) = value };
         }
     }
 }

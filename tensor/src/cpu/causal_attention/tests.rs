@@ -12,8 +12,9 @@ struct Case {
     d: usize,
 }
 
-/// Odd lengths, blocks that end early, grouped heads, more keys than queries, a single query, head sizes off the vectors.
-const CASES: [Case; 9] = [
+/// Odd lengths, blocks that end early, grouped heads, more keys than queries, a single query, head sizes off the vectors, two chunks of queries
+/// that are too little work for threads.
+const CASES: [Case; 10] = [
     Case { b: 1, t: 1, s: 1, h: 1, g: 1, d: 1 },
     Case { b: 2, t: 7, s: 7, h: 2, g: 1, d: 6 },
     Case { b: 1, t: 65, s: 65, h: 1, g: 1, d: 64 },
@@ -23,6 +24,7 @@ const CASES: [Case; 9] = [
     Case { b: 1, t: 4, s: 5, h: 6, g: 2, d: 33 },
     Case { b: 1, t: 5, s: 70, h: 2, g: 1, d: 128 },
     Case { b: 8, t: 33, s: 40, h: 2, g: 2, d: 24 },
+    Case { b: 1, t: 70, s: 75, h: 1, g: 1, d: 5 },
 ];
 
 /// Positions of a row that the ops must neither read nor write.
