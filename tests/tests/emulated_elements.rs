@@ -1,6 +1,8 @@
 //! The kernels over elements, reductions and flat storage on the emulated device, primitive by primitive, against the CPU.
 
-use patchgpt_tensor::{AdamW, Binary, DType, Destination, Device, Distribution, Reduction, Result, Tensor, Unary};
+use patchgpt_tensor::{
+    AdamW, Binary, DType, Destination, Device, Distribution, Reduction, Result, Rounding, Tensor, Unary,
+};
 use patchgpt_tests::array::Array;
 use patchgpt_tests::cuda::{device as emulated, variants};
 use patchgpt_tests::side::{Rounded, check, compare, cpu, random};
@@ -184,6 +186,47 @@ fn adamw_follows_the_cpu() -> Result<()> {
             for (i, (g, e)) in run(device, dtype)?.iter().zip(&run(cpu(), DType::F64)?).enumerate() {
                 compare(&format!("{choice} of {n} in {dtype}, output {i}"), g, e, 1);
             }
+        }
+    }
+    Ok(())
+}
+
+/// The rounded copy is of the updated parameters; what a variant does not round is refused before anything is written.
+#[test]
+fn adamw_rounds_what_it_has_updated() -> Result<()> {
+    let n = 1003;
+    for (choice, device) in variants("adamw") {
+        for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 3 }] {
+            let flat = |seed: u64| Tensor::from_slice(&random(&[n], seed).data, &[n], device)?.cast(DType::F32);
+            let (p, g, m, v) = (flat(1)?, flat(2)?, flat(3)?, flat(4)?.unary(Unary::Square)?);
+            let (before, step) = (p.to_f64_vec()?, 2);
+            let [rounded, again] = [(); 2].map(|()| Tensor::zeros(&[n], DType::BF16, device));
+            let (rounded, again) = (rounded?, again?);
+            let update = AdamW {
+                parameters: &p,
+                gradients: &g,
+                first_moment: &m,
+                second_moment: &v,
+                learning_rate: &Tensor::scalar(0.01, DType::F32, device)?,
+                clip: &Tensor::scalar(1.0, DType::F32, device)?,
+                step: &Tensor::from_slice(&[step], &[], device)?,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                decay_len: n,
+                rounded: Some(patchgpt_tensor::Rounded { tensor: &rounded, rounding }),
+            };
+            if choice == "adamw=composed" && rounding != Rounding::Nearest {
+                let message = update.run().expect_err("an update that is not to be made").to_string();
+                assert!(message.contains("does not round stochastically"), "{message}");
+                assert_eq!(p.to_f64_vec()?, before, "{choice}");
+                continue;
+            }
+            update.run()?;
+            assert_ne!(p.to_f64_vec()?, before);
+            patchgpt_tensor::Rounded { tensor: &again, rounding }.again(&p, step)?;
+            assert_eq!(rounded.to_f64_vec()?, again.to_f64_vec()?, "{choice} {rounding:?}");
         }
     }
     Ok(())

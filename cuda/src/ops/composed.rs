@@ -2,11 +2,12 @@
 //! own, and a second implementation to hold those against. Every operation is a pass over memory.
 
 use patchgpt_tensor::{
-    AdamW, Backend, Binary, DType, Destination, Error, Reduction, Residual, Result, Rounding, Tensor, Unary,
+    AdamW, Backend, Binary, DType, Destination, Reduction, Residual, Result, Rounding, Tensor, Unary,
 };
 
 use super::{layer_norm, rms_norm};
 use crate::device::Cuda;
+use crate::error::backend;
 
 /// Operations whose results are new tensors.
 struct Composer<'a>(&'a Cuda);
@@ -136,6 +137,9 @@ pub(super) fn layer_norm_backward(cuda: &Cuda, args: &layer_norm::Backward) -> R
 /// The step's constants in f64, everything else in the type of the parameters.
 pub(super) fn adamw(cuda: &Cuda, args: &AdamW) -> Result<()> {
     let &AdamW { parameters: p, gradients, first_moment: m, second_moment: v, clip, beta1, beta2, eps, .. } = args;
+    if let Some(Rounding::Stochastic { .. }) = args.rounded.map(|rounded| rounded.rounding) {
+        return Err(backend(cuda, "adamw: the chosen kernel composed does not round stochastically, which fused does"));
+    }
     let on = Composer(cuda);
     let affine = |x: &Tensor, mul: f64, add: f64| on.unary(Unary::Affine { mul, add }, x);
     let (lr, step) = (on.converted(args.learning_rate, DType::F64)?, on.converted(args.step, DType::F64)?);
@@ -155,11 +159,5 @@ pub(super) fn adamw(cuda: &Cuda, args: &AdamW) -> Result<()> {
     let size = affine(&on.binary(Binary::Div, &on.unary(Unary::Sqrt, v)?, &root)?, 1.0, eps)?;
     let change = on.binary(Binary::Div, &on.mul(m, &rate)?, &size)?;
     cuda.binary(Destination::write(p), Binary::Sub, p, &change)?;
-    match args.rounded.map(|rounded| (rounded.tensor, rounded.rounding)) {
-        None => Ok(()),
-        Some((tensor, Rounding::Nearest)) => cuda.copy(tensor, p),
-        Some((_, Rounding::Stochastic { .. })) => {
-            Err(Error::value("adamw", "the chosen kernel composed does not round stochastically"))
-        }
-    }
+    args.rounded.map_or(Ok(()), |rounded| cuda.copy(rounded.tensor, p))
 }
