@@ -2,7 +2,7 @@
 # Runs unsafe code under Miri, which notices undefined behaviour: every primitive of the CPU backend on its portable path, also in place
 # and in bf16, the allocator and the thread pool: tests/miri.sh [arguments of the test program, such as a name]
 #
-# Needs a nightly compiler with the components miri and rust-src. Miri interprets, so only small tests are run: a few minutes. The vector paths
+# Needs a nightly compiler with the components miri and rust-src. Miri interprets, so only small tests are run, some at smaller sizes: a quarter of an hour. The vector paths
 # (AVX2, AVX-512) and memory maps are beyond it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
