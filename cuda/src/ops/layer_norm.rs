@@ -5,10 +5,12 @@ use patchgpt_tensor::{Destination, Residual, Result, Tensor};
 
 use super::composed;
 use super::reduce::sum_columns;
-use super::rows::{Partials, RowCache, Rows, floating, pack, row_threads, shared_bytes, specialisations as of_rows};
+use super::rows::{
+    NORMS, Norm, Partials, RowCache, Rows, floating, pack, row_threads, shared_bytes, specialisations as of_rows,
+};
 use crate::device::Cuda;
 use crate::launch::{KernelSource, Specialisation, kernel_source};
-use crate::variants::{Family, Variant, names};
+use crate::variants::{Family, names};
 
 /// Arguments of [`Backend::layer_norm`](patchgpt_tensor::Backend::layer_norm).
 #[derive(Clone, Copy)]
@@ -36,39 +38,8 @@ pub(crate) struct Backward<'a> {
     pub(crate) rstd: &'a Tensor,
 }
 
-/// An implementation. One row of [`VARIANTS`] adds another.
-pub(crate) struct Implementation {
-    forward: fn(&Cuda, &Forward) -> Result<()>,
-    backward: fn(&Cuda, &Backward) -> Result<()>,
-}
-
-/// The implementations; the first computes unless one is chosen by name.
-const VARIANTS: &[Variant<Implementation>; 3] = &[
-    Variant {
-        name: "cached",
-        about: "rows stay in shared memory between the sweeps where they fit",
-        implementation: Implementation {
-            forward: |cuda, args| forward_by(cuda, args, RowCache::Shared),
-            backward: |cuda, args| backward_by(cuda, args, RowCache::Shared),
-        },
-    },
-    Variant {
-        name: "streamed",
-        about: "every sweep reads rows from memory, and no block takes shared memory for them",
-        implementation: Implementation {
-            forward: |cuda, args| forward_by(cuda, args, RowCache::None),
-            backward: |cuda, args| backward_by(cuda, args, RowCache::None),
-        },
-    },
-    Variant {
-        name: "composed",
-        about: "element-wise kernels and reductions, one pass over memory each",
-        implementation: Implementation { forward: composed::layer_norm, backward: composed::layer_norm_backward },
-    },
-];
-
 /// The names, for [`Cuda::with_kernel`].
-pub(crate) const FAMILY: Family = Family { name: "layer_norm", variants: &names(VARIANTS) };
+pub(crate) const FAMILY: Family = Family { name: "layer_norm", variants: &names(NORMS) };
 
 static SOURCE: KernelSource = kernel_source!("layer_norm", "rows.cuh");
 
@@ -79,13 +50,19 @@ pub(crate) fn specialisations() -> Vec<Specialisation> {
 /// See [`Backend::layer_norm`](patchgpt_tensor::Backend::layer_norm).
 pub(crate) fn forward(cuda: &Cuda, args: &Forward) -> Result<()> {
     floating("layer_norm", args.x.dtype())?;
-    (cuda.variant(&FAMILY, VARIANTS).forward)(cuda, args)
+    match *cuda.variant(&FAMILY, NORMS) {
+        Norm::Swept(cache) => forward_by(cuda, args, cache),
+        Norm::Composed => composed::layer_norm(cuda, args),
+    }
 }
 
 /// See [`Backend::layer_norm_backward`](patchgpt_tensor::Backend::layer_norm_backward).
 pub(crate) fn backward(cuda: &Cuda, args: &Backward) -> Result<()> {
     floating("layer_norm_backward", args.x.dtype())?;
-    (cuda.variant(&FAMILY, VARIANTS).backward)(cuda, args)
+    match *cuda.variant(&FAMILY, NORMS) {
+        Norm::Swept(cache) => backward_by(cuda, args, cache),
+        Norm::Composed => composed::layer_norm_backward(cuda, args),
+    }
 }
 
 fn forward_by(cuda: &Cuda, args: &Forward, cache: RowCache) -> Result<()> {

@@ -5,6 +5,7 @@ use patchgpt_tensor::{DType, Error, Result, Tensor};
 use crate::device::Cuda;
 use crate::launch::{Define, KernelSource, Specialisation};
 use crate::strided::Strided;
+use crate::variants::Variant;
 
 /// Bytes that one access moves at most.
 const ACCESS: usize = 16;
@@ -145,6 +146,34 @@ impl RowCache {
         }
     }
 }
+
+/// How a norm of rows is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norm {
+    /// By a kernel that sweeps over rows more than once.
+    Swept(RowCache),
+    /// Out of element-wise kernels and reductions.
+    Composed,
+}
+
+/// The variants of every norm; the first computes unless one is chosen by name.
+pub(crate) const NORMS: &[Variant<Norm>; 3] = &[
+    Variant {
+        name: "cached",
+        about: "rows stay in shared memory between the sweeps where they fit",
+        implementation: Norm::Swept(RowCache::Shared),
+    },
+    Variant {
+        name: "streamed",
+        about: "every sweep reads rows from memory, and no block takes shared memory for them",
+        implementation: Norm::Swept(RowCache::None),
+    },
+    Variant {
+        name: "composed",
+        about: "element-wise kernels and reductions, one pass over memory each",
+        implementation: Norm::Composed,
+    },
+];
 
 /// Dynamic shared memory for `bytes` if a block can have so much beside what kernels over rows have fixed, else `None`.
 pub(crate) fn shared_if_fits(cuda: &Cuda, bytes: usize) -> Option<usize> {
