@@ -13,6 +13,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RESULTS = HERE.parent / "results"
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+# Seconds between two turns.
+REST = 0.02
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "34359738368",
@@ -40,6 +42,8 @@ class Worker:
         return json.loads(line)
 
     def ask(self, what):
+        # The peer's threads wait for more work in a loop, for milliseconds: on the cores that this one needs.
+        time.sleep(REST)
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
         return self.answer()

@@ -1,7 +1,7 @@
 """Single ops on request in PyTorch: the ops of benches/src/bin/ops.rs under the same names, the same protocol.
 
 Scores are those of a K-target loss in the form of one log_softmax and K gathers, PyTorch's fastest; with K = 1 its own cross_entropy.
-On a card a run is several calls between two waits, each on inputs of its own, as ours is.
+A run is as many calls as take a while; on a card several between two waits, each on inputs of its own, as ours is.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torch_setup
 
 # As in benches/src/bin/ops.rs.
-ROTATED_BYTES, MOST_SETS, CALLS = 256e6, 16, 16
+ROTATED_BYTES, MOST_SETS, CALLS, WHILE = 256e6, 16, 16, 0.02
 
 
 def attention(b, h, t, d):
@@ -148,7 +148,7 @@ def main():
     torch.set_default_device(args.device)
     torch.set_default_dtype({"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype])
     on_card = args.device == "cuda"
-    calls, wait = (CALLS, torch.cuda.synchronize) if on_card else (1, lambda: None)
+    wait = torch.cuda.synchronize if on_card else lambda: None
 
     def say(**value):
         print(json.dumps(value), flush=True)
@@ -163,9 +163,10 @@ def main():
             ready = (asked, sets(*asked.split("\t"), args.mode, on_card))
         runs = ready[1]
         wait()
-        begun = time.perf_counter()
-        for call in range(calls):
-            runs[call % len(runs)]()
+        calls, begun = 0, time.perf_counter()
+        while calls < CALLS if on_card else time.perf_counter() - begun < WHILE:
+            runs[calls % len(runs)]()
+            calls += 1
         wait()
         say(seconds=(time.perf_counter() - begun) / calls)
 

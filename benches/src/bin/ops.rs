@@ -4,12 +4,13 @@
 //! Speaks lines, as `steps` does: prints one JSON object with the names of the ops when ready, then for every line that it reads one more. A line is a name and
 //! what is asked of it, separated by a tab: `forward` and `both` (forward and backward) run it and answer `{"seconds": ..}`, of one
 //! call; `work forward` and `work both` answer what it is bound by, `{"flops": .., "bytes": ..}`; `check` answers whether the op still computes the bits
-//! that it computed before it was timed, `{"same": ..}`. The inputs of an op are made when it is first asked for, and those of the one before are freed. On a card
-//! a run is several calls between two waits, each on inputs of its own, so that none finds its data in the second-level cache.
+//! that it computed before it was timed, `{"same": ..}`. The inputs of an op are made when it is first asked for, and those of the one before are freed. A run is
+//! as many calls as take a while, so that it is no matter how threads wake up; on a card several calls between two waits, each on inputs of its own, so that none
+//! finds its data in the second-level cache.
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use patchgpt_benches::{Run, adamw, calls, forward, forward_backward, output, worker};
 use patchgpt_models::config::Device as DeviceChoice;
@@ -25,6 +26,8 @@ const ROTATED_BYTES: f64 = 256e6;
 const MOST_SETS: usize = 16;
 /// Calls of a run on a card.
 const CALLS: usize = 16;
+/// A run on the CPU makes calls until this has passed.
+const WHILE: Duration = Duration::from_millis(20);
 /// Parameters that AdamW is timed on.
 const PARAMETERS: usize = 30_000_000;
 
@@ -123,11 +126,11 @@ impl Ready {
             op.runs = Some((what.to_owned(), runs));
         }
         let Some((_, runs)) = &op.runs else { return Ok(None) };
-        let calls = if self.on_card { CALLS } else { 1 };
         device.synchronize()?;
-        let begun = Instant::now();
-        for run in runs.iter().cycle().take(calls) {
-            run()?;
+        let (mut calls, begun) = (0, Instant::now());
+        while if self.on_card { calls < CALLS } else { begun.elapsed() < WHILE } {
+            runs[calls % runs.len()]()?;
+            calls += 1;
         }
         device.synchronize()?;
         Ok(Some(json!({"seconds": begun.elapsed().as_secs_f64() / calls as f64})))

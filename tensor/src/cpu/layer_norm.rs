@@ -2,7 +2,7 @@
 //! sums of d_weight and d_bias in one pass. Forward reads and writes each element once; backward reads x and d_out and writes d_x.
 
 use super::access::Access;
-use super::math::{Float, dot, sum};
+use super::math::{Float, dot, sum, sum_squares_around};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::rms_norm::{ROWS, put, sum_blocks};
@@ -16,9 +16,8 @@ vectorized! {
     fn forward_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], weight: &'a [F], bias: &'a [F], eps: F) -> (F, F) {
         let n = F::from_f64(x.len() as f64);
         let mean = sum(isa, x) / n;
-        out.iter_mut().zip(x).for_each(|(o, &x)| *o = x - mean);
-        let rstd = F::ONE / (super::math::sum_squares(isa, out) / n + eps).sqrt();
-        out.iter_mut().zip(weight).zip(bias).for_each(|((o, &w), &b)| *o = F::fma(isa, *o * rstd, w, b));
+        let rstd = F::ONE / (sum_squares_around(isa, x, mean) / n + eps).sqrt();
+        out.iter_mut().zip(x).zip(weight).zip(bias).for_each(|(((o, &x), &w), &b)| *o = F::fma(isa, (x - mean) * rstd, w, b));
         (mean, rstd)
     }
 }

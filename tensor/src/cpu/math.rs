@@ -309,6 +309,16 @@ pub(crate) fn sum_squares<F: Float, I: Isa>(isa: I, x: &[F]) -> F {
     reduce_slice(x, F::ZERO, |a, b| F::fma(isa, b, b, a), |a, b| a + b)
 }
 
+/// The sum of squares of what the values of a slice differ from `center` by; 0 if empty.
+#[inline(always)]
+pub(crate) fn sum_squares_around<F: Float, I: Isa>(isa: I, x: &[F], center: F) -> F {
+    let square = |sum, x: F| {
+        let distance = x - center;
+        F::fma(isa, distance, distance, sum)
+    };
+    reduce_slice(x, F::ZERO, square, |a, b| a + b)
+}
+
 /// The greatest value of a slice; NaN if any is, minus infinity if empty.
 #[inline(always)]
 pub(crate) fn max<F: Float, I: Isa>(_: I, x: &[F]) -> F {
