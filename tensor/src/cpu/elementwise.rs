@@ -7,6 +7,7 @@ use super::access::{Access, View, ViewMut};
 use super::isa::Isa;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
+use super::stream::Writer;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Binary, Destination, Unary};
@@ -150,6 +151,7 @@ pub(super) fn unary(pool: &Pool, out: &Tensor, op: Unary, x: &Tensor) -> Result<
         let whole = o.layout().is_contiguous() && x.layout().is_contiguous();
         let (count, per_block) = blocks(rows, width * 4);
         pool.run(count, |b| {
+            let mut writer = Writer::new(out.len(), false);
             for r in b * per_block..((b + 1) * per_block).min(rows) {
                 let to = row_at(o.layout(), whole, r, width);
                 let row = Row::of(&x, row_at(x.layout(), whole, r, width));
@@ -157,7 +159,9 @@ pub(super) fn unary(pool: &Pool, out: &Tensor, op: Unary, x: &Tensor) -> Result<
                     // SAFETY: rows of different tasks are disjoint, and no other reference to this one is alive.
                     _ if in_place && to.2 == 1 => unary_in_place(op, unsafe { slice_mut(&o, to) }),
                     // SAFETY: as above; the input is another row.
-                    Row::Slice(x) if to.2 == 1 && !in_place => unary_row(op, unsafe { slice_mut(&o, to) }, x),
+                    Row::Slice(x) if to.2 == 1 && !in_place => {
+                        writer.write(unsafe { slice_mut(&o, to) }, |out| unary_row(op, out, x))
+                    }
                     Row::Slice(x) => unary_strided(op, to.1, (o.at(to.0), to.2), (x.as_ptr(), 1)),
                     Row::Constant(x) => unary_strided(op, to.1, (o.at(to.0), to.2), (&x, 0)),
                     Row::Strided(x, stride) => unary_strided(op, to.1, (o.at(to.0), to.2), (x, stride)),
@@ -269,6 +273,7 @@ pub(super) fn binary(pool: &Pool, out: Destination, op: Binary, a: &Tensor, b: &
         let whole = [o.layout(), a.layout(), b.layout()].iter().all(|l| l.is_contiguous());
         let (count, per_block) = blocks(rows, width * 2);
         pool.run(count, |block| {
+            let mut writer = Writer::new(tensor.len(), accumulate);
             for r in block * per_block..((block + 1) * per_block).min(rows) {
                 let to = row_at(o.layout(), whole, r, width);
                 let (at, bt) = (row_at(a.layout(), whole, r, width), row_at(b.layout(), whole, r, width));
@@ -286,8 +291,12 @@ pub(super) fn binary(pool: &Pool, out: Destination, op: Binary, a: &Tensor, b: &
                     // SAFETY: as above; neither argument is the output.
                     let out = unsafe { slice_mut(&o, to) };
                     match (Row::of(&a, at), Row::of(&b, bt)) {
-                        (Row::Slice(a), Row::Slice(b)) => binary_row(op, accumulate, out, a, b),
-                        (Row::Slice(a), Row::Constant(b)) => binary_constant(op, accumulate, out, a, b),
+                        (Row::Slice(a), Row::Slice(b)) => {
+                            writer.write(out, |out| binary_row(op, accumulate, out, a, b));
+                        }
+                        (Row::Slice(a), Row::Constant(b)) => {
+                            writer.write(out, |out| binary_constant(op, accumulate, out, a, b));
+                        }
                         _ => {}
                     }
                 } else {

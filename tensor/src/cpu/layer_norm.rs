@@ -6,6 +6,7 @@ use super::math::{Float, dot, sum, sum_squares_around};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::rms_norm::{ROWS, put, sum_blocks};
+use super::stream::Writer;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -71,11 +72,13 @@ pub(super) fn layer_norm(
         let (count, per_block) = blocks(x.rows(), weight.len() * 4);
         pool.run(count, |b| {
             let range = b * per_block..((b + 1) * per_block).min(x.rows());
+            let mut writer = Writer::new(out.len(), false);
             // SAFETY: blocks of rows are disjoint.
             let (mean, rstd) = unsafe { (m.slice(range.clone()), s.slice(range.clone())) };
             for (i, r) in range.enumerate() {
+                let row = |out: &mut [F]| forward_row::<F>(out, x.row(r), weight, bias, F::from_f64(eps));
                 // SAFETY: as above.
-                (mean[i], rstd[i]) = forward_row::<F>(unsafe { o.row(r) }, x.row(r), weight, bias, F::from_f64(eps));
+                (mean[i], rstd[i]) = writer.write(unsafe { o.row(r) }, row);
             }
         });
         Ok(())
@@ -107,6 +110,7 @@ pub(super) fn layer_norm_backward(
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * 2 * c];
         each_mut(pool, &mut partial, (2 * c).max(1), |b, partial| {
             let mut scratch = vec![F::default(); 2 * c];
+            let mut writer = Writer::new(rows * c, d_x.as_ref().is_none_or(|(_, accumulate)| *accumulate));
             let (row_d_x, normal) = scratch.split_at_mut(c);
             let (d_weight, d_bias) = partial.split_at_mut(c);
             for r in b * ROWS..((b + 1) * ROWS).min(rows) {
@@ -114,7 +118,7 @@ pub(super) fn layer_norm_backward(
                 backward_row::<F>(row_d_x, normal, d_weight, d_bias, row);
                 if let Some((d_x, accumulate)) = &d_x {
                     // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    put::<F>(*accumulate, unsafe { d_x.row(r) }, row_d_x);
+                    writer.write(unsafe { d_x.row(r) }, |row| put::<F>(*accumulate, row, row_d_x));
                 }
             }
         });

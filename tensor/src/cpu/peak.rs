@@ -165,7 +165,7 @@ fn bytes_per_second(pool: &Pool, bytes: usize) -> f64 {
 }
 
 /// Bytes of the last-level cache of the first processor, as the system tells.
-fn last_level_cache() -> usize {
+pub(super) fn last_level_cache() -> usize {
     let size = |index: usize| {
         let text = std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
         let text = text.trim();

@@ -5,6 +5,7 @@ use super::access::Access;
 use super::math::{Float, dot, sum_squares};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
+use super::stream::Writer;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -69,11 +70,13 @@ pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, wei
         let (count, per_block) = blocks(x.rows(), weight.len() * 3);
         pool.run(count, |b| {
             let range = b * per_block..((b + 1) * per_block).min(x.rows());
+            let mut writer = Writer::new(out.len(), false);
             // SAFETY: blocks of rows are disjoint.
             let rstd = unsafe { s.slice(range.clone()) };
             for (r, rstd) in range.zip(rstd) {
+                let row = |out: &mut [F]| forward_row::<F>(out, x.row(r), weight, F::from_f64(eps));
                 // SAFETY: as above.
-                *rstd = forward_row::<F>(unsafe { o.row(r) }, x.row(r), weight, F::from_f64(eps));
+                *rstd = writer.write(unsafe { o.row(r) }, row);
             }
         });
         Ok(())
@@ -100,11 +103,12 @@ pub(super) fn rms_norm_backward(
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
         each_mut(pool, &mut partial, c.max(1), |b, partial| {
             let mut scratch = vec![F::default(); c];
+            let mut writer = Writer::new(rows * c, d_x.as_ref().is_none_or(|(_, accumulate)| *accumulate));
             for (r, &rstd) in rstd.iter().enumerate().take(rows).skip(b * ROWS).take(ROWS) {
                 backward_row::<F>(&mut scratch, partial, g.row(r), x.row(r), weight, rstd);
                 if let Some((d_x, accumulate)) = &d_x {
                     // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    put::<F>(*accumulate, unsafe { d_x.row(r) }, &scratch);
+                    writer.write(unsafe { d_x.row(r) }, |row| put::<F>(*accumulate, row, &scratch));
                 }
             }
         });

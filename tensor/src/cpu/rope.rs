@@ -3,6 +3,7 @@
 use super::access::Access;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
+use super::stream::Writer;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::{Result, Tensor};
@@ -41,14 +42,15 @@ pub(super) fn rope(pool: &Pool, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Te
         let (positions, heads) = (x.dim(1), x.dim(2));
         let (count, per_block) = blocks(x.dim(0) * positions, heads * x.dim(3) * 2);
         pool.run(count, |b| {
+            let mut writer = Writer::new(out.len(), false);
             for position in b * per_block..((b + 1) * per_block).min(x.dim(0) * positions) {
                 let (c, s) = (cos.row(position % positions), sin.row(position % positions));
                 for r in position * heads..(position + 1) * heads {
                     // SAFETY: rows of different tasks are disjoint; in place the row is read through this slice alone.
-                    let out = unsafe { o.row(r) };
+                    let to = unsafe { o.row(r) };
                     match in_place {
-                        true => turn_in_place::<F>(out, c, s, sign),
-                        false => turn::<F>(out, view.row(r), c, s, sign),
+                        true => turn_in_place::<F>(to, c, s, sign),
+                        false => writer.write(to, |out| turn::<F>(out, view.row(r), c, s, sign)),
                     }
                 }
             }

@@ -4,6 +4,7 @@
 use super::access::Access;
 use super::math::{dot, max};
 use super::parallel::{Pool, blocks};
+use super::stream::Writer;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -35,9 +36,10 @@ pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
         let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 16);
         pool.run(count, |b| {
+            let mut writer = Writer::new(out.len(), false);
             for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
                 // SAFETY: rows of different tasks are disjoint.
-                softmax_row::<F>(unsafe { o.row(r) }, x.row(r));
+                writer.write(unsafe { o.row(r) }, |out| softmax_row::<F>(out, x.row(r)));
             }
         });
         Ok(())
@@ -51,9 +53,10 @@ pub(super) fn softmax_backward(pool: &Pool, d_x: Destination, d_y: &Tensor, y: &
         let (d, g, y) = (access.destination::<F>(d_x)?, access.view::<F>(d_y)?, access.view::<F>(y)?);
         let (count, per_block) = blocks(y.rows(), d_x.tensor.dim(1) * 4);
         pool.run(count, |b| {
+            let mut writer = Writer::new(d_x.tensor.len(), d_x.accumulate);
             for r in b * per_block..((b + 1) * per_block).min(y.rows()) {
                 // SAFETY: rows of different tasks are disjoint.
-                softmax_backward_row::<F>(d_x.accumulate, unsafe { d.row(r) }, g.row(r), y.row(r));
+                writer.write(unsafe { d.row(r) }, |out| softmax_backward_row::<F>(d_x.accumulate, out, g.row(r), y.row(r)));
             }
         });
         Ok(())

@@ -1,75 +1,187 @@
-//! Writing a constant to memory that is too large to be found in a cache when it is read next: past the caches, since an ordinary store first
-//! reads the line that it writes, which doubles the traffic.
+//! Writing what is too large to be found in a cache when it is read next: past the caches, since an ordinary store first reads the line that it
+//! writes. That adds half to the traffic of an op that writes as much as it reads, and doubles that of filling with a constant.
 
+use super::peak::last_level_cache;
 use bytemuck::Pod;
+use std::sync::OnceLock;
 
-/// Bytes from which a tensor is written past the caches: more than a last-level cache keeps until all of it is written.
-const LARGE: usize = 32 << 20;
+/// Whether a tensor of `bytes` bytes is written past the caches: it has more than a last-level cache keeps until all of it is written.
+fn is_large(bytes: usize) -> bool {
+    static CACHE: OnceLock<usize> = OnceLock::new();
+    bytes >= *CACHE.get_or_init(last_level_cache)
+}
 
 /// Sets every element of `to`, a part of a tensor of `bytes` bytes.
 pub(super) fn fill<E: Pod>(to: &mut [E], value: E, bytes: usize) {
-    if bytes < LARGE {
-        to.fill(value);
-    } else {
-        past_caches(to, value);
+    if is_large(bytes) { fill_past_caches(to, value) } else { to.fill(value) }
+}
+
+/// How a task writes parts of an output: where they belong, or, if the tensor is large, in a cache, from where they go past the others.
+///
+/// A task drops its writer when all is written, which makes it visible to other threads.
+pub(super) struct Writer<E> {
+    /// Where parts of a large tensor are made.
+    made: Option<Vec<E>>,
+}
+
+impl<E: Pod> Writer<E> {
+    /// For a tensor of `len` elements. What is added to the tensor, if `accumulate`, is written where it belongs.
+    pub(super) fn new(len: usize, accumulate: bool) -> Self {
+        Self::past_caches(!accumulate && is_large(len * size_of::<E>()))
+    }
+
+    fn past_caches(yes: bool) -> Self {
+        Writer { made: yes.then(Vec::new) }
+    }
+
+    /// Lets `make` write the part `to`, all of it; it finds there what the output holds only if it adds to it.
+    #[inline]
+    pub(super) fn write<T>(&mut self, to: &mut [E], make: impl FnOnce(&mut [E]) -> T) -> T {
+        let Some(made) = &mut self.made else { return make(to) };
+        made.resize(made.len().max(to.len()), E::zeroed());
+        let made = &mut made[..to.len()];
+        let result = make(made);
+        copy_past_caches(to, made);
+        result
     }
 }
 
-/// Sets every element of `to`.
+impl<E> Drop for Writer<E> {
+    fn drop(&mut self) {
+        if self.made.is_some() {
+            fence();
+        }
+    }
+}
+
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-fn past_caches<E: Pod>(to: &mut [E], value: E) {
+use x86::{copy_past_caches, fence, fill_past_caches};
+
+/// With stores that do not read what they write; [`fence`] makes them visible.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod x86 {
+    use bytemuck::Pod;
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+
     const BYTES: usize = size_of::<__m128i>();
 
-    let per_vector = BYTES / size_of::<E>();
-    let head = to.as_ptr().align_offset(BYTES).min(to.len());
-    let (head, rest) = to.split_at_mut(head);
-    let (vectors, tail) = rest.split_at_mut(rest.len() / per_vector * per_vector);
-    head.fill(value);
-    tail.fill(value);
-    let pattern = vec![value; per_vector];
-    // SAFETY: SSE2 is in the baseline of x86-64. The pattern has the bytes of a vector, and so has every chunk, which is aligned like one: they
-    // follow each other from a multiple of BYTES on. The fence makes the stores visible before whatever this thread does next.
-    unsafe {
-        let pattern = _mm_loadu_si128(pattern.as_ptr().cast());
-        for vector in vectors.chunks_exact_mut(per_vector) {
-            _mm_stream_si128(vector.as_mut_ptr().cast(), pattern);
+    /// Elements before the first address that a vector of them may be stored to, and of whole vectors from there on.
+    fn head_and_vectors<E>(to: &[E]) -> (usize, usize) {
+        let head = to.as_ptr().align_offset(BYTES).min(to.len());
+        let per_vector = BYTES / size_of::<E>();
+        (head, (to.len() - head) / per_vector * per_vector)
+    }
+
+    /// Stores at the vectors of `to` what is loaded from `from(element)`.
+    ///
+    /// # Safety
+    /// `to` begins at a multiple of [`BYTES`] and is made of whole vectors; `from` gives addresses that a vector can be read at.
+    #[inline(always)]
+    unsafe fn stream<E>(to: &mut [E], from: impl Fn(usize) -> *const E) {
+        for place in (0..to.len()).step_by(BYTES / size_of::<E>()) {
+            // SAFETY: SSE2 is in the baseline of x86-64; the rest is the caller's promise.
+            unsafe { _mm_stream_si128(to.as_mut_ptr().add(place).cast(), _mm_loadu_si128(from(place).cast())) };
         }
-        _mm_sfence();
+    }
+
+    pub(super) fn fill_past_caches<E: Pod>(to: &mut [E], value: E) {
+        let (head, vectors) = head_and_vectors(to);
+        let (first, rest) = to.split_at_mut(head);
+        let (vectors, last) = rest.split_at_mut(vectors);
+        first.fill(value);
+        last.fill(value);
+        let pattern = vec![value; BYTES / size_of::<E>()];
+        // SAFETY: parts that `head_and_vectors` tells; the pattern has the bytes of a vector.
+        unsafe { stream(vectors, |_| pattern.as_ptr()) };
+        fence();
+    }
+
+    pub(super) fn copy_past_caches<E: Pod>(to: &mut [E], from: &[E]) {
+        assert_eq!(to.len(), from.len());
+        let (head, vectors) = head_and_vectors(to);
+        let (first, rest) = to.split_at_mut(head);
+        let (vectors, last) = rest.split_at_mut(vectors);
+        first.copy_from_slice(&from[..head]);
+        last.copy_from_slice(&from[head + vectors.len()..]);
+        // SAFETY: parts that `head_and_vectors` tells; `from` has as many elements as `to`.
+        unsafe { stream(vectors, |place| from.as_ptr().add(head + place)) };
+    }
+
+    pub(super) fn fence() {
+        // SAFETY: SSE is in the baseline of x86-64.
+        unsafe { _mm_sfence() }
     }
 }
 
-/// Sets every element of `to`.
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-fn past_caches<E: Pod>(to: &mut [E], value: E) {
-    to.fill(value);
+use elsewhere::{copy_past_caches, fence, fill_past_caches};
+
+/// With ordinary stores.
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+mod elsewhere {
+    pub(super) fn fill_past_caches<E: Copy>(to: &mut [E], value: E) {
+        to.fill(value);
+    }
+
+    pub(super) fn copy_past_caches<E: Copy>(to: &mut [E], from: &[E]) {
+        to.copy_from_slice(from);
+    }
+
+    pub(super) fn fence() {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check<E: Pod + PartialEq + std::fmt::Debug>(old: E, new: E) {
+    /// Elements `start..length` of `new`, written by `write` over `old`, and no others.
+    fn check<E: Pod + PartialEq + std::fmt::Debug>(old: E, new: &[E], write: impl Fn(&mut [E], &[E])) {
         for length in [0, 1, 3, 15, 16, 17, 100] {
             for start in 0..length.min(20) {
-                for bytes in [0, LARGE] {
-                    let mut values = vec![old; length + 1];
-                    fill(&mut values[start..length], new, bytes);
-                    let set = |i: usize| if (start..length).contains(&i) { new } else { old };
-                    assert!(
-                        values.iter().enumerate().all(|(i, &value)| value == set(i)),
-                        "{start}..{length}: {values:?}"
-                    );
-                }
+                let mut values = vec![old; length + 1];
+                write(&mut values[start..length], &new[start..length]);
+                let expected = |i: usize| if (start..length).contains(&i) { new[i] } else { old };
+                assert!(
+                    values.iter().enumerate().all(|(i, &value)| value == expected(i)),
+                    "{start}..{length}: {values:?}"
+                );
             }
         }
     }
 
+    fn check_all<E: Pod + PartialEq + std::fmt::Debug>(old: E, new: impl Fn(usize) -> E) {
+        let values: Vec<E> = (0..100).map(&new).collect();
+        for past_caches in [false, true] {
+            check(old, &values, |to, from| {
+                let mut writer = Writer::past_caches(past_caches);
+                let (first, second) = to.split_at_mut(to.len() / 3);
+                writer.write(second, |made| made.copy_from_slice(&from[first.len()..]));
+                assert_eq!(
+                    writer.write(first, |made| {
+                        made.copy_from_slice(&from[..made.len()]);
+                        made.len()
+                    }),
+                    first.len()
+                );
+            });
+        }
+        let constant = vec![new(7); 100];
+        check(old, &constant, |to, from| fill(to, from.first().copied().unwrap_or(old), 0));
+        check(old, &constant, |to, from| fill(to, from.first().copied().unwrap_or(old), usize::MAX));
+    }
+
     #[test]
-    fn every_element_is_set_and_no_other() {
-        check(0u8, 7);
-        check(1u16, 513);
-        check(1.5f32, -0.25);
-        check(1.5f64, f64::MAX);
+    fn every_element_is_written_and_no_other() {
+        check_all(0u8, |i| i as u8 + 1);
+        check_all(1u16, |i| 513 + i as u16);
+        check_all(1.5f32, |i| i as f32 - 0.25);
+        check_all(1.5f64, |i| f64::MAX / (i + 1) as f64);
+    }
+
+    #[test]
+    fn what_is_added_to_is_written_where_it_belongs() {
+        let mut sums = [1.0f32; 4];
+        Writer::new(usize::MAX / 4, true).write(&mut sums, |sums| sums.iter_mut().for_each(|sum| *sum += 2.0));
+        assert_eq!(sums, [3.0; 4]);
     }
 }

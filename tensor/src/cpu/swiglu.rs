@@ -4,6 +4,7 @@ use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
+use super::stream::Writer;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -46,9 +47,10 @@ pub(super) fn swiglu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
         let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), out.dim(1) * 8);
         pool.run(count, |b| {
+            let mut writer = Writer::new(out.len(), false);
             for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
                 // SAFETY: rows of different tasks are disjoint.
-                swiglu_row::<F>(unsafe { o.row(r) }, x.row(r));
+                writer.write(unsafe { o.row(r) }, |out| swiglu_row::<F>(out, x.row(r)));
             }
         });
         Ok(())
@@ -62,9 +64,10 @@ pub(super) fn swiglu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: 
         let (d, g, x) = (access.destination::<F>(d_x)?, access.view::<F>(d_out)?, access.view::<F>(x)?);
         let (count, per_block) = blocks(x.rows(), d_out.dim(1) * 12);
         pool.run(count, |b| {
+            let mut writer = Writer::new(d_x.tensor.len(), d_x.accumulate);
             for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
                 // SAFETY: rows of different tasks are disjoint.
-                swiglu_backward_row::<F>(d_x.accumulate, unsafe { d.row(r) }, g.row(r), x.row(r));
+                writer.write(unsafe { d.row(r) }, |out| swiglu_backward_row::<F>(d_x.accumulate, out, g.row(r), x.row(r)));
             }
         });
         Ok(())
