@@ -2,7 +2,8 @@
 //! sums of d_weight and d_bias in one pass. Forward reads and writes each element once; backward reads x and d_out and writes d_x.
 
 use super::access::Access;
-use super::math::{Float, dot, sum, sum_squares_around};
+use super::isa::Isa;
+use super::math::{ACCUMULATORS, Float, fold, sum, sum_squares_around};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::rms_norm::{ROWS, put, sum_blocks};
@@ -33,23 +34,49 @@ struct Row<'a, F> {
     rstd: F,
 }
 
+/// A part of a row's backward: of its `d_out`, `x` and `weight`. The gradients of weight and bias gain their contributions; the partial sums of
+/// `d_out * weight` and of its products with the normalised x, element i to number i, theirs.
+#[inline(always)]
+fn add_part<F: Float, I: Isa>(
+    isa: I,
+    [d_out, x, weight]: [&[F]; 3],
+    (mean, rstd): (F, F),
+    [d_weight, d_bias]: [&mut [F]; 2],
+    [sums, products]: &mut [[F; ACCUMULATORS]; 2],
+) {
+    for i in 0..x.len() {
+        let (d, normal) = (d_out[i], (x[i] - mean) * rstd);
+        let d_normal = d * weight[i];
+        d_weight[i] = F::fma(isa, d, normal, d_weight[i]);
+        d_bias[i] += d;
+        sums[i] += d_normal;
+        products[i] = F::fma(isa, d_normal, normal, products[i]);
+    }
+}
+
 vectorized! {
-    /// `d_x` becomes the row's gradient, `normal` is scratch; `d_weight` and `d_bias` gain the row's contributions.
-    fn backward_row<'a, F>(isa: I, d_x: &'a mut [F], normal: &'a mut [F], d_weight: &'a mut [F], d_bias: &'a mut [F], row: Row<'a, F>) -> () {
+    /// `d_x` becomes the row's gradient; `d_weight` and `d_bias` gain the row's contributions.
+    fn backward_row<'a, F>(isa: I, d_x: &'a mut [F], d_weight: &'a mut [F], d_bias: &'a mut [F], row: Row<'a, F>) -> () {
         let Row { d_out, x, weight, mean, rstd } = row;
-        let n = F::from_f64(x.len() as f64);
+        let c = x.len();
         // Slices of one length: bounds are checked once.
-        let (normal, d_weight, d_bias) = (&mut normal[..x.len()], &mut d_weight[..x.len()], &mut d_bias[..x.len()]);
-        let (d_x, d_out, weight) = (&mut d_x[..x.len()], &d_out[..x.len()], &weight[..x.len()]);
-        for i in 0..x.len() {
-            let (h, d) = ((x[i] - mean) * rstd, d_out[i]);
-            normal[i] = h;
-            d_x[i] = d * weight[i];
-            d_weight[i] = F::fma(isa, d, h, d_weight[i]);
-            d_bias[i] += d;
+        let (d_x, d_out, weight, d_weight, d_bias) =
+            (&mut d_x[..c], &d_out[..c], &weight[..c], &mut d_weight[..c], &mut d_bias[..c]);
+        let ((d, d_rest), (xs, x_rest)) = (d_out.as_chunks::<ACCUMULATORS>(), x.as_chunks::<ACCUMULATORS>());
+        let (w, w_rest) = weight.as_chunks::<ACCUMULATORS>();
+        let (d_w, d_w_rest) = d_weight.as_chunks_mut::<ACCUMULATORS>();
+        let (d_b, d_b_rest) = d_bias.as_chunks_mut::<ACCUMULATORS>();
+        let mut partial = [[F::ZERO; ACCUMULATORS]; 2];
+        for i in 0..xs.len() {
+            add_part(isa, [&d[i], &xs[i], &w[i]], (mean, rstd), [&mut d_w[i], &mut d_b[i]], &mut partial);
         }
-        let (first, second) = (sum(isa, d_x) / n, dot(isa, d_x, normal) / n);
-        d_x.iter_mut().zip(&*normal).for_each(|(s, &h)| *s = rstd * (*s - first - h * second));
+        add_part(isa, [d_rest, x_rest, w_rest], (mean, rstd), [d_w_rest, d_b_rest], &mut partial);
+        let n = F::from_f64(c as f64);
+        let [first, second] = partial.map(|partial| fold(partial, |a, b| a + b) / n);
+        for i in 0..c {
+            let normal = (x[i] - mean) * rstd;
+            d_x[i] = rstd * (d_out[i] * weight[i] - first - normal * second);
+        }
     }
 }
 
@@ -109,16 +136,15 @@ pub(super) fn layer_norm_backward(
         // Each block holds a partial row of d_weight and one of d_bias.
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * 2 * c];
         each_mut(pool, &mut partial, (2 * c).max(1), |b, partial| {
-            let mut scratch = vec![F::default(); 2 * c];
+            let mut row_d_x = vec![F::default(); c];
             let mut writer = Writer::new(rows * c, d_x.as_ref().is_none_or(|(_, accumulate)| *accumulate));
-            let (row_d_x, normal) = scratch.split_at_mut(c);
             let (d_weight, d_bias) = partial.split_at_mut(c);
             for r in b * ROWS..((b + 1) * ROWS).min(rows) {
                 let row = Row { d_out: g.row(r), x: x.row(r), weight, mean: mean[r], rstd: rstd[r] };
-                backward_row::<F>(row_d_x, normal, d_weight, d_bias, row);
+                backward_row::<F>(&mut row_d_x, d_weight, d_bias, row);
                 if let Some((d_x, accumulate)) = &d_x {
                     // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    writer.write(unsafe { d_x.row(r) }, |row| put::<F>(*accumulate, row, row_d_x));
+                    writer.write(unsafe { d_x.row(r) }, |row| put::<F>(*accumulate, row, &row_d_x));
                 }
             }
         });

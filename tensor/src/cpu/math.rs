@@ -268,7 +268,7 @@ pub(crate) const ACCUMULATORS: usize = 32;
 
 /// Folds partial values in halves: i with i + 16, then with i + 8, and so on.
 #[inline(always)]
-fn fold<F: Float>(partial: [F; ACCUMULATORS], combine: impl Fn(F, F) -> F) -> F {
+pub(crate) fn fold<F: Float>(partial: [F; ACCUMULATORS], combine: impl Fn(F, F) -> F) -> F {
     // Out of sight, so that the loop before this one is compiled in vectors of neighbours, not in the pairs of the halves.
     let mut partial = std::hint::black_box(partial);
     let mut width = ACCUMULATORS / 2;
