@@ -14,23 +14,23 @@ use crate::{Result, Tensor};
 const ROOT: f64 = 0.797_884_560_802_865_4;
 const CUBE: f64 = 0.044_715;
 
-/// tanh of `sqrt(2/pi) (x + 0.044715 x^3)`.
+/// What GELU multiplies x by: `(1 + tanh z) / 2`, which is the sigmoid of 2z, for `z = sqrt(2/pi) (x + 0.044715 x^3)`.
 #[inline(always)]
-fn inner_tanh<F: Float, I: Isa>(isa: I, x: F) -> F {
-    (F::from_f64(ROOT) * x * F::fma(isa, F::from_f64(CUBE) * x, x, F::ONE)).tanh(isa)
+fn gate<F: Float, I: Isa>(isa: I, x: F) -> F {
+    (F::from_f64(2.0 * ROOT) * x * F::fma(isa, F::from_f64(CUBE) * x, x, F::ONE)).sigmoid(isa)
 }
 
 /// Derivative of GELU.
 #[inline(always)]
 fn derivative<F: Float, I: Isa>(isa: I, x: F) -> F {
-    let (half, t) = (F::from_f64(0.5), inner_tanh(isa, x));
-    let slope = F::from_f64(ROOT) * F::fma(isa, F::from_f64(3.0 * CUBE) * x, x, F::ONE);
-    half * (F::ONE + t) + half * x * (F::ONE - t * t) * slope
+    let gate = gate(isa, x);
+    let slope = F::from_f64(2.0 * ROOT) * F::fma(isa, F::from_f64(3.0 * CUBE) * x, x, F::ONE);
+    F::fma(isa, x * slope, gate * (F::ONE - gate), gate)
 }
 
 vectorized! {
     fn gelu_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F]) -> () {
-        out.iter_mut().zip(x).for_each(|(o, &x)| *o = F::from_f64(0.5) * x * (F::ONE + inner_tanh(isa, x)))
+        out.iter_mut().zip(x).for_each(|(o, &x)| *o = x * gate(isa, x))
     }
 }
 

@@ -257,10 +257,12 @@ pub(crate) fn tanh_f32<I: Isa>(_: I, x: f32) -> f32 {
     (u / (u + 2.0)).copysign(x)
 }
 
-/// 1 / (1 + e^-x). Flushes to 0 below -88.72.
+/// e^x / (1 + e^x), 0 below -87.33.
 #[inline(always)]
 pub(crate) fn sigmoid_f32<I: Isa>(isa: I, x: f32) -> f32 {
-    1.0 / (1.0 + exp_f32(isa, -x))
+    // A comparison that is false for NaN, so that it passes. From 17 on the result rounds to 1.
+    let power = exp_flushed_f32(isa, if x > 88.0 { 88.0 } else { x });
+    power / (1.0 + power)
 }
 
 /// Partial values of a reduction: four vectors of the widest path.
