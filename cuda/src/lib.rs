@@ -88,12 +88,23 @@ pub use strided::Strided;
 pub use tensor_map::TensorMap;
 pub use variants::{FAMILIES, Family, check_kernel};
 
-/// How a card takes memory, or the emulated device: for plans made where neither is.
-pub fn memory_model(emulated: bool) -> patchgpt_tensor::MemoryModel {
-    patchgpt_tensor::MemoryModel {
+use patchgpt_tensor::{LogitChunk, MemoryModel};
+
+/// How a card with so many bytes of memory takes it: for plans made where no card is.
+pub fn memory_model(memory: usize) -> MemoryModel {
+    of_logits(ops::linear_cross_entropy::of_card(memory))
+}
+
+/// How the emulated device takes memory.
+pub fn emulated_memory_model() -> MemoryModel {
+    of_logits(ops::linear_cross_entropy::EMULATED)
+}
+
+fn of_logits(logits: LogitChunk) -> MemoryModel {
+    MemoryModel {
         // The driver's pool hands out sizes as they are asked for.
         allocation: |bytes| bytes,
-        logits: ops::linear_cross_entropy::logits(emulated),
+        logits,
         widens_head: false,
         constant: blas::WORKSPACE_BYTES,
         graphs: true,
