@@ -108,5 +108,6 @@ fn of_logits(logits: LogitChunk) -> MemoryModel {
         widens_head: false,
         constant: blas::WORKSPACE_BYTES,
         graphs: true,
+        searches: false,
     }
 }

@@ -38,6 +38,9 @@ pub struct Footprint {
     pub logit_rows: usize,
     /// All of it at the step's peak.
     pub peak: usize,
+    /// What a search for the algorithms of products adds to the first step's peak: beside each product that is new, memory as large as its result, while it
+    /// is timed. 0 where none is asked for, or where the recorded step needs more. With `gemm=lt_gelu` a product with GELU takes its result twice, which is not counted.
+    pub search: usize,
     /// What an evaluation between steps holds beside that: where steps are recorded, their memory is the graph's.
     pub evaluation: usize,
 }
@@ -45,7 +48,7 @@ pub struct Footprint {
 impl Footprint {
     /// What the device must have.
     pub fn needed(&self) -> usize {
-        self.peak + self.evaluation
+        self.peak + self.evaluation.max(self.search)
     }
 }
 
@@ -63,8 +66,18 @@ pub fn memory_model(device: Device, memory: usize) -> MemoryModel {
 /// # Errors
 /// Settings that contradict each other.
 pub fn footprint(config: &Config, name: StageName, memory: usize) -> Result<Footprint> {
-    let stage = Stage::alone(config, name, 1)?;
     let model = memory_model(config.device.device, memory);
+    let found = held(config, name, model)?;
+    if !config.device.searches() {
+        return Ok(found);
+    }
+    let searching = held(config, name, MemoryModel { searches: true, ..model })?;
+    Ok(Footprint { search: searching.peak - found.peak, ..found })
+}
+
+/// The same on a device that takes memory as `model` says, a search at the peak, if there is one, being a part of the peak.
+fn held(config: &Config, name: StageName, model: MemoryModel) -> Result<Footprint> {
+    let stage = Stage::alone(config, name, 1)?;
     let meta = Meta::new(model);
     let gpt = train::initial_model(config, &meta.device())?;
     let mut optimizer = AdamW::new(gpt.parameters(), (&config.train).into())?;
@@ -95,6 +108,7 @@ pub fn footprint(config: &Config, name: StageName, memory: usize) -> Result<Foot
         logits: logit_rows * vocabulary * logit,
         logit_rows,
         peak,
+        search: 0,
         evaluation,
     })
 }
@@ -238,6 +252,22 @@ mod tests {
         assert_eq!(recorded.needed(), recorded.peak + recorded.evaluation);
         config.device.device = Device::Cpu;
         assert_eq!(footprint(&config, StageName::Token, MEMORY).unwrap().evaluation, 0, "the CPU records nothing");
+    }
+
+    #[test]
+    fn a_search_has_memory_of_its_own_while_it_lasts() {
+        let mut config = small(&["bf16"]);
+        config.device.device = Device::Cuda;
+        config.device.graph = Some(false);
+        let without = footprint(&config, StageName::Token, MEMORY).unwrap();
+        assert_eq!((without.search, without.needed()), (0, without.peak));
+        config.device.gemm_search = Some(true);
+        let found = footprint(&config, StageName::Token, MEMORY).unwrap();
+        assert_eq!(Footprint { search: 0, ..found }, without);
+        // The head stands at the peak, and the weight's gradient, in f32, is larger than its logits.
+        let (logits, gradient) = (8 * 64 * 1000 * 2, 1000 * config.model.hidden * 4);
+        assert!((logits..=gradient).contains(&found.search), "{found:?}");
+        assert_eq!(found.needed(), found.peak + found.search);
     }
 
     #[test]

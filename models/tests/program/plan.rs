@@ -45,11 +45,16 @@ fn what_is_planned_is_what_steps_take() {
         }
     }
     // The emulated device, on a model that takes it little time.
-    let more =
-        ["--preset=tiny", "--json", "--device=cuda:emulated", "--set=model.layers=1", "--seq-len=16", "--batch-size=2"];
-    let (planned, measured) = (object(&place, &["plan"], &more), object(&place, &["bench", "--steps=1"], &more));
-    let (planned, measured) = (number(&planned["asked"]["peak"]), number(&measured["peak_tensor_bytes"]));
-    assert!((planned / measured - 1.0).abs() < 0.01, "emulated: {planned} planned, {measured} taken");
+    for search in [&[][..], &["--gemm-search", "--no-graph"]] {
+        let device = ["--preset=tiny", "--json", "--device=cuda:emulated"];
+        let more = [&device, &["--set=model.layers=1", "--seq-len=16", "--batch-size=2"][..], search].concat();
+        let (planned, measured) = (object(&place, &["plan"], &more), object(&place, &["bench", "--steps=1"], &more));
+        let asked = &planned["asked"];
+        assert_eq!(number(&asked["search"]) > 0.0, !search.is_empty(), "{asked}");
+        let planned = number(&asked["peak"]) + number(&asked["search"]);
+        let measured = number(&measured["peak_tensor_bytes"]);
+        assert!((planned / measured - 1.0).abs() < 0.01, "emulated, {search:?}: {planned} planned, {measured} taken");
+    }
 }
 
 #[test]

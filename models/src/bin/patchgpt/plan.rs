@@ -104,6 +104,7 @@ fn text(
         ("activations and what ops work with", asked.activations),
         (logits.as_str(), asked.logits),
         ("at the peak", asked.peak),
+        ("the search for products' algorithms, beside that", asked.search),
         ("an evaluation between steps, beside that", asked.evaluation),
     ] {
         if bytes == 0 {
