@@ -5,7 +5,7 @@
 //! error or by [`probe`], never by a panic.
 //!
 //! # A kernel
-//! A kernel file, `kernels/<op>.cu`, includes `prelude.cuh` and nothing of NVIDIA's. It declares entry points with `KERNEL(name, threads, parameters...)`,
+//! A kernel file, `kernels/<op>.cu`, includes `prelude.cuh` (`tensor_cores.cuh` for a warp's matrix products) and nothing of NVIDIA's. It declares entry points with `KERNEL(name, threads, parameters...)`,
 //! shared memory with `SHARED` and `DYNAMIC_SHARED`, and waits for its block with `sync_block()`. It is specialised by macros that the
 //! launcher defines: element types (`X`, `OUT`), head sizes, tile sizes. So this,
 //!
