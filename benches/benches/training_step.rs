@@ -79,7 +79,7 @@ fn host_of_a_step(criterion: &mut Criterion) {
         let batch = [random_batch(&config)];
         let mut group = criterion.benchmark_group(format!("host_of_a_step/{preset}"));
         for (name, graphs) in [("as it is", false), ("replayed", true)] {
-            let device = Meta::new(memory_model(DeviceName::Cuda)).device();
+            let device = Meta::new(memory_model(DeviceName::Cuda, 80 << 30)).device();
             let gpt = Gpt::zeros(&config.model, DType::BF16, &device).expect("a model");
             let mut optimizer = AdamW::new(gpt.parameters(), AdamWSettings::default()).expect("an optimizer");
             let mut stepper = Stepper::new(graphs);

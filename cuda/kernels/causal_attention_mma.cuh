@@ -7,6 +7,7 @@
 // must be above 0: maxima are taken before it.
 #pragma once
 #include "causal_attention.cuh"
+#include "tensor_cores.cuh"
 
 constexpr int PITCH = HEAD + 8;
 constexpr int THREADS = WARPS * 32;

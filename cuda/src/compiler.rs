@@ -16,8 +16,11 @@ use crate::launch::{Define, Specialisation};
 use crate::memory::Context;
 use crate::{cache, probe};
 
-/// The header of every kernel.
-const PRELUDE: (&str, &str) = ("prelude.cuh", include_str!("../kernels/prelude.cuh"));
+/// The headers that every kernel may include, whatever headers of its own it names.
+const PRELUDE: [(&str, &str); 2] = [
+    ("prelude.cuh", include_str!("../kernels/prelude.cuh")),
+    ("tensor_cores.cuh", include_str!("../kernels/tensor_cores.cuh")),
+];
 
 /// A specialisation's identity: name of the file, address of its text, macros.
 type Key = (&'static str, usize, Vec<(&'static str, Define)>);
@@ -285,7 +288,8 @@ impl Program {
         options: &[&str],
     ) -> std::result::Result<Program, String> {
         let source = specialisation.source;
-        let headers = std::iter::once(&PRELUDE)
+        let headers = PRELUDE
+            .iter()
             .chain(source.headers)
             .map(|&(name, text)| Ok((name.to_string(), from_kernel_folder(name, text)?)))
             .collect::<std::result::Result<_, String>>()?;

@@ -13,7 +13,7 @@ use crate::memory::CudaMemory;
 pub struct KernelSource {
     /// File name without `.cu`; what messages, the cache and `PATCHGPT_KERNEL_DIR` call it.
     pub name: &'static str,
-    /// CUDA C++ that includes `prelude.cuh`.
+    /// CUDA C++ that includes `prelude.cuh` or, for products of a warp on tensor cores, `tensor_cores.cuh`.
     pub text: &'static str,
     /// Other headers that it includes: name and text.
     pub headers: &'static [(&'static str, &'static str)],

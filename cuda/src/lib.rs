@@ -5,7 +5,7 @@
 //! error or by [`probe`], never by a panic.
 //!
 //! # A kernel
-//! A kernel file, `kernels/<op>.cu`, includes `prelude.cuh` and nothing of NVIDIA's. It declares entry points with `KERNEL(name, threads, parameters...)`,
+//! A kernel file, `kernels/<op>.cu`, includes `prelude.cuh` (`tensor_cores.cuh` for a warp's matrix products) and nothing of NVIDIA's. It declares entry points with `KERNEL(name, threads, parameters...)`,
 //! shared memory with `SHARED` and `DYNAMIC_SHARED`, and waits for its block with `sync_block()`. It is specialised by macros that the
 //! launcher defines: element types (`X`, `OUT`), head sizes, tile sizes. So this,
 //!
@@ -88,14 +88,26 @@ pub use strided::Strided;
 pub use tensor_map::TensorMap;
 pub use variants::{FAMILIES, Family, check_kernel};
 
-/// How a card takes memory, or the emulated device: for plans made where neither is.
-pub fn memory_model(emulated: bool) -> patchgpt_tensor::MemoryModel {
-    patchgpt_tensor::MemoryModel {
+use patchgpt_tensor::{LogitChunk, MemoryModel};
+
+/// How a card with so many bytes of memory takes it: for plans made where no card is.
+pub fn memory_model(memory: usize) -> MemoryModel {
+    of_logits(ops::linear_cross_entropy::of_card(memory))
+}
+
+/// How the emulated device takes memory.
+pub fn emulated_memory_model() -> MemoryModel {
+    of_logits(ops::linear_cross_entropy::EMULATED)
+}
+
+fn of_logits(logits: LogitChunk) -> MemoryModel {
+    MemoryModel {
         // The driver's pool hands out sizes as they are asked for.
         allocation: |bytes| bytes,
-        logits: ops::linear_cross_entropy::logits(emulated),
+        logits,
         widens_head: false,
         constant: blas::WORKSPACE_BYTES,
         graphs: true,
+        searches: false,
     }
 }

@@ -34,8 +34,13 @@ pub struct Footprint {
     pub activations: usize,
     /// Of these, the logits of a chunk of rows, which exist while the head and its loss are computed.
     pub logits: usize,
+    /// Rows of that chunk.
+    pub logit_rows: usize,
     /// All of it at the step's peak.
     pub peak: usize,
+    /// What a search for the algorithms of products adds to the first step's peak: beside each product that is new, memory as large as its result, while it
+    /// is timed. 0 where none is asked for, or where the recorded step needs more. With `gemm=lt_gelu` a product with GELU takes its result twice, which is not counted.
+    pub search: usize,
     /// What an evaluation between steps holds beside that: where steps are recorded, their memory is the graph's.
     pub evaluation: usize,
 }
@@ -43,26 +48,36 @@ pub struct Footprint {
 impl Footprint {
     /// What the device must have.
     pub fn needed(&self) -> usize {
-        self.peak + self.evaluation
+        self.peak + self.evaluation.max(self.search)
     }
 }
 
-/// How the device of `config` takes memory.
-pub fn memory_model(device: Device) -> MemoryModel {
+/// How a device with `memory` bytes takes them; on a card they decide how many logits it holds.
+pub fn memory_model(device: Device, memory: usize) -> MemoryModel {
     match device {
         Device::Cpu => MemoryModel::cpu(),
-        Device::Cuda => cuda::memory_model(false),
-        Device::CudaEmulated => cuda::memory_model(true),
+        Device::Cuda => cuda::memory_model(memory),
+        Device::CudaEmulated => cuda::emulated_memory_model(),
     }
 }
 
-/// The memory of a step of one stage of `config`, as `config` has its passes.
+/// The memory of a step of one stage of `config`, as `config` has its passes, on a device with `memory` bytes.
 ///
 /// # Errors
 /// Settings that contradict each other.
-pub fn footprint(config: &Config, name: StageName) -> Result<Footprint> {
+pub fn footprint(config: &Config, name: StageName, memory: usize) -> Result<Footprint> {
+    let model = memory_model(config.device.device, memory);
+    let found = held(config, name, model)?;
+    if !config.device.searches() {
+        return Ok(found);
+    }
+    let searching = held(config, name, MemoryModel { searches: true, ..model })?;
+    Ok(Footprint { search: searching.peak - found.peak, ..found })
+}
+
+/// The same on a device that takes memory as `model` says, a search at the peak, if there is one, being a part of the peak.
+fn held(config: &Config, name: StageName, model: MemoryModel) -> Result<Footprint> {
     let stage = Stage::alone(config, name, 1)?;
-    let model = memory_model(config.device.device);
     let meta = Meta::new(model);
     let gpt = train::initial_model(config, &meta.device())?;
     let mut optimizer = AdamW::new(gpt.parameters(), (&config.train).into())?;
@@ -80,8 +95,9 @@ pub fn footprint(config: &Config, name: StageName) -> Result<Footprint> {
     let [weights, gradients, moments] = train::held_by(&gpt, &optimizer).map(|(_, bytes)| bytes);
     let peak = meta.memory_peak();
     let evaluation = if graphs { evaluation(config, &gpt)? } else { 0 };
-    let rows = stage.micro_batch * stage.positions;
-    let (logit, vocabulary) = (logit_size(config), config.model.vocab_size);
+    let (dtype, vocabulary) = (train::dtype(&config.device), config.model.vocab_size);
+    let logit = if model.widens_head { dtype.accumulator().size() } else { dtype.size() };
+    let logit_rows = model.logits.rows_of(stage.micro_batch * stage.positions, vocabulary, logit);
     Ok(Footprint {
         micro_batch: stage.micro_batch,
         recompute: config.train.recompute,
@@ -89,8 +105,10 @@ pub fn footprint(config: &Config, name: StageName) -> Result<Footprint> {
         gradients,
         moments,
         activations: peak.saturating_sub(weights + gradients + moments),
-        logits: model.logits.rows_of(rows, vocabulary, logit) * vocabulary * logit,
+        logits: logit_rows * vocabulary * logit,
+        logit_rows,
         peak,
+        search: 0,
         evaluation,
     })
 }
@@ -104,12 +122,6 @@ fn evaluation(config: &Config, gpt: &Gpt) -> Result<usize> {
         no_grad(|| gpt.loss(&batch, &batch.mean_scale()?)).map(drop)
     })?;
     Ok(held.unwrap_or(0))
-}
-
-/// Bytes of a logit.
-pub fn logit_size(config: &Config) -> usize {
-    let dtype = train::dtype(&config.device);
-    if memory_model(config.device.device).widens_head { dtype.accumulator().size() } else { dtype.size() }
 }
 
 /// A batch of `sequences` sequences of the token 0.
@@ -141,7 +153,7 @@ pub fn choices(config: &Config, name: StageName, memory: usize) -> Result<Vec<Fo
         let at = |micro_batch: usize| {
             let mut config = config.clone();
             (config.train.micro_batch, config.train.recompute) = (Some(micro_batch), recompute);
-            footprint(&config, name)
+            footprint(&config, name, memory)
         };
         let mut best = at(1)?;
         if best.needed() > room {
@@ -186,6 +198,8 @@ pub fn parse_memory(text: &str) -> Result<usize> {
 mod tests {
     use super::*;
 
+    const MEMORY: usize = 80 << 30;
+
     fn small(sets: &[&str]) -> Config {
         let mut config = Config::preset("bench-s").unwrap();
         (config.model.layers, config.model.vocab_size) = (2, 1000);
@@ -204,7 +218,7 @@ mod tests {
     #[test]
     fn parts_add_up_and_known_ones_are_what_they_must_be() {
         let config = small(&[]);
-        let found = footprint(&config, StageName::Token).unwrap();
+        let found = footprint(&config, StageName::Token, MEMORY).unwrap();
         // Parameters are padded, each to whole cache lines.
         let near = |bytes: usize, each: usize| {
             let exact = (each * config.model.parameters()) as f64;
@@ -215,10 +229,11 @@ mod tests {
         assert_eq!(found.peak, found.weights + found.gradients + found.moments + found.activations);
         assert_eq!(found.logits, 8 * 64 * 1000 * 4);
         assert!(found.activations > found.logits);
-        let half = footprint(&small(&["bf16"]), StageName::Token).unwrap();
+        let half = footprint(&small(&["bf16"]), StageName::Token, MEMORY).unwrap();
         near(half.weights, 6);
         assert_eq!((half.gradients, half.moments), (found.gradients, found.moments));
-        let [cheap, blocks] = ["cheap", "blocks"].map(|level| footprint(&small(&[level]), StageName::Token).unwrap());
+        let [cheap, blocks] =
+            ["cheap", "blocks"].map(|level| footprint(&small(&[level]), StageName::Token, MEMORY).unwrap());
         assert!(blocks.activations < cheap.activations && cheap.activations < found.activations);
     }
 
@@ -227,16 +242,32 @@ mod tests {
         let mut config = small(&["bf16"]);
         config.train.micro_batch = Some(3);
         config.device.device = Device::Cuda;
-        let recorded = footprint(&config, StageName::Token).unwrap();
+        let recorded = footprint(&config, StageName::Token, MEMORY).unwrap();
         config.device.graph = Some(false);
-        let eager = footprint(&config, StageName::Token).unwrap();
+        let eager = footprint(&config, StageName::Token, MEMORY).unwrap();
         // Places of allocations that come and go leave gaps.
         assert!((eager.peak..eager.peak + eager.activations / 10).contains(&recorded.peak), "{recorded:?}, {eager:?}");
         assert_eq!((eager.evaluation, eager.needed()), (0, eager.peak));
         assert!(recorded.evaluation > recorded.logits && recorded.evaluation < recorded.activations, "{recorded:?}");
         assert_eq!(recorded.needed(), recorded.peak + recorded.evaluation);
         config.device.device = Device::Cpu;
-        assert_eq!(footprint(&config, StageName::Token).unwrap().evaluation, 0, "the CPU records nothing");
+        assert_eq!(footprint(&config, StageName::Token, MEMORY).unwrap().evaluation, 0, "the CPU records nothing");
+    }
+
+    #[test]
+    fn a_search_has_memory_of_its_own_while_it_lasts() {
+        let mut config = small(&["bf16"]);
+        config.device.device = Device::Cuda;
+        config.device.graph = Some(false);
+        let without = footprint(&config, StageName::Token, MEMORY).unwrap();
+        assert_eq!((without.search, without.needed()), (0, without.peak));
+        config.device.gemm_search = Some(true);
+        let found = footprint(&config, StageName::Token, MEMORY).unwrap();
+        assert_eq!(Footprint { search: 0, ..found }, without);
+        // The head stands at the peak, and the weight's gradient, in f32, is larger than its logits.
+        let (logits, gradient) = (8 * 64 * 1000 * 2, 1000 * config.model.hidden * 4);
+        assert!((logits..=gradient).contains(&found.search), "{found:?}");
+        assert_eq!(found.needed(), found.peak + found.search);
     }
 
     #[test]
@@ -245,7 +276,7 @@ mod tests {
         let with = |micro_batch: usize, recompute: Recompute| {
             let mut config = config.clone();
             (config.train.micro_batch, config.train.recompute) = (Some(micro_batch), recompute);
-            footprint(&config, StageName::Patch).unwrap()
+            footprint(&config, StageName::Patch, MEMORY).unwrap()
         };
         for wanted in [1, 3, 5, 8] {
             let memory = (with(wanted, Recompute::Nothing).peak as f64 / (1.0 - HEADROOM)).ceil() as usize;
@@ -264,7 +295,7 @@ mod tests {
     #[test]
     fn recomputation_is_proposed_where_passes_would_be_small() {
         let stage = Stage::alone(&small(&[]), StageName::Token, 1).unwrap();
-        let all = footprint(&small(&[]), StageName::Token).unwrap();
+        let all = footprint(&small(&[]), StageName::Token, MEMORY).unwrap();
         let choice = |micro_batch, recompute| Footprint { micro_batch, recompute, ..all };
         let three = |sizes: [usize; 3]| {
             let levels = [Recompute::Nothing, Recompute::Cheap, Recompute::Blocks];

@@ -15,6 +15,7 @@
 //! Checks of shapes, dtypes and indices are those of every device, since they stand before it. A [`Profiler`](crate::profile::Profiler) around it
 //! counts FLOPs and bytes. Elements that are read are unknown: NaN, and -1 in integers.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +23,7 @@ use crate::backend::{
     AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Residual, Unary,
 };
 use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
-use crate::{Arena, Device, Error, Memory, Place, Replay, Result, ScatterIndex, Tensor};
+use crate::{Arena, DType, Device, Error, Memory, Place, Replay, Result, ScatterIndex, Tensor};
 
 /// How many rows of logits the head and its loss hold at a time: `bytes` of them, but at least `rows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct MemoryModel {
     pub constant: usize,
     /// Whether the device records work to be replayed, in memory of the recording's own.
     pub graphs: bool,
+    /// Whether a product that is met for the first time is timed into memory beside its result, which is given back when that is done.
+    pub searches: bool,
 }
 
 impl MemoryModel {
@@ -64,6 +67,7 @@ impl MemoryModel {
             widens_head: crate::cpu::widens_head(),
             constant: 0,
             graphs: false,
+            searches: false,
         }
     }
 }
@@ -73,7 +77,12 @@ pub struct Meta {
     model: MemoryModel,
     account: Arc<Account>,
     recorder: Mutex<Option<Recorder>>,
+    /// Products that have been timed: result and factors.
+    timed: Mutex<HashSet<[Matrices; 3]>>,
 }
+
+/// Shape, strides and dtype.
+type Matrices = (Vec<usize>, Vec<usize>, DType);
 
 /// What is under way.
 #[derive(Clone)]
@@ -93,7 +102,7 @@ impl Meta {
     /// A device that counts memory as `model` says.
     pub fn new(model: MemoryModel) -> Arc<Meta> {
         let account = Account { held: model.constant.into(), peak: model.constant.into() };
-        Arc::new(Meta { model, account: Arc::new(account), recorder: Mutex::default() })
+        Arc::new(Meta { model, account: Arc::new(account), recorder: Mutex::default(), timed: Mutex::default() })
     }
 
     /// The device to make tensors on.
@@ -122,6 +131,17 @@ impl Meta {
         let held = account.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         account.peak.fetch_max(held, Ordering::Relaxed);
         Nothing { bytes, account, _place: place }
+    }
+
+    /// Holds for a moment what timing a product takes, if it is the first of its kind.
+    fn time(&self, product: [&Tensor; 3]) {
+        let kind = product.map(|t| (t.shape().to_vec(), t.strides().to_vec(), t.dtype()));
+        if self.model.searches && self.timed.lock().unwrap_or_else(PoisonError::into_inner).insert(kind) {
+            let [out, ..] = product;
+            let last: usize =
+                out.shape().iter().zip(out.strides()).map(|(&size, &stride)| (size.max(1) - 1) * stride).sum();
+            self.hold((self.model.allocation)((last + 1) * out.dtype().size()), None);
+        }
     }
 
     /// Runs `body` with its allocations in an arena.
@@ -220,6 +240,11 @@ impl Backend for Meta {
         Some(Meta::memory_peak(self))
     }
 
+    fn matmul(&self, out: Destination, a: &Tensor, b: &Tensor, _: f64) -> Result<()> {
+        self.time([out.tensor, a, b]);
+        Ok(())
+    }
+
     fn linear_cross_entropy(&self, args: LinearCrossEntropy) -> Result<()> {
         match self.model.widens_head {
             true => linear_cross_entropy_on_host(self, args),
@@ -236,7 +261,6 @@ impl Backend for Meta {
         unary(&Tensor, Unary, &Tensor);
         binary(Destination, Binary, &Tensor, &Tensor);
         reduce(Destination, Reduction, &Tensor);
-        matmul(Destination, &Tensor, &Tensor, f64);
         softmax(&Tensor, &Tensor);
         softmax_backward(Destination, &Tensor, &Tensor);
         patch_embedding(&Tensor, &Tensor, &Tensor);
@@ -262,11 +286,16 @@ impl Backend for Meta {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, Error};
+    use crate::Error;
+
+    fn model(logits: LogitChunk) -> MemoryModel {
+        let (widens_head, constant, graphs, searches) = (false, 100, true, false);
+        MemoryModel { allocation: |bytes| bytes, logits, widens_head, constant, graphs, searches }
+    }
 
     fn exact() -> Arc<Meta> {
         let logits = LogitChunk { bytes: 1 << 10, rows: 2 };
-        Meta::new(MemoryModel { allocation: |bytes| bytes, logits, widens_head: false, constant: 100, graphs: true })
+        Meta::new(model(logits))
     }
 
     #[test]
@@ -309,6 +338,24 @@ mod tests {
         assert!(device.capture(256, work).is_err(), "less memory than it needs");
         let own = device.rehearse(|| Err::<(), _>(Error::value("mine", "an error of the work's own")));
         assert!(own.is_err_and(|error| error.to_string().contains("of the work's own")));
+    }
+
+    #[test]
+    fn a_product_is_timed_once_beside_its_result() {
+        let meta = Meta::new(MemoryModel { searches: true, ..model(LogitChunk { bytes: 0, rows: 1 }) });
+        let make = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &meta.device()).expect("a tensor");
+        let (a, b, out) = (make(&[10, 4]), make(&[4, 5]), make(&[10, 5]));
+        let held = meta.memory_held();
+        a.matmul_into(&b, 1.0, Destination::write(&out)).expect("a product");
+        assert_eq!((meta.memory_held(), meta.memory_peak()), (held, held + 200));
+        let more = make(&[20]);
+        a.matmul_into(&b, 1.0, Destination::add(&out)).expect("a product");
+        assert_eq!(meta.memory_peak(), held + 200, "it is known");
+        // Half the columns of something: ten rows of five that lie ten apart.
+        let half = make(&[10, 10]).narrow(1, 0, 5).expect("a view");
+        a.matmul_into(&b, 1.0, Destination::write(&half)).expect("a product");
+        assert_eq!(meta.memory_peak(), held + 80 + 400 + 380);
+        drop(more);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Checkpoints: everything a run needs to continue to the bit, in one safetensors file each: `weights`, `first_moment` and
 //! `second_moment`, flat, in the run's dtype, and the counters as JSON in the file's metadata, with a BLAKE3 checksum over all
 //! of it. A file is written beside its place, forced to disk and renamed, so it is whole or not there; the newest two are kept.
-//! The order of the data and all random numbers are functions of the seed and these counters.
+//! The order of the data and all random numbers are functions of the seed and these counters. To the bit means on the same device: on a card of another kind or
+//! with other memory, the libraries' products and the chunks of the head's rows sum in other orders.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

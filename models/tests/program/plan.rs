@@ -45,11 +45,16 @@ fn what_is_planned_is_what_steps_take() {
         }
     }
     // The emulated device, on a model that takes it little time.
-    let more =
-        ["--preset=tiny", "--json", "--device=cuda:emulated", "--set=model.layers=1", "--seq-len=16", "--batch-size=2"];
-    let (planned, measured) = (object(&place, &["plan"], &more), object(&place, &["bench", "--steps=1"], &more));
-    let (planned, measured) = (number(&planned["asked"]["peak"]), number(&measured["peak_tensor_bytes"]));
-    assert!((planned / measured - 1.0).abs() < 0.01, "emulated: {planned} planned, {measured} taken");
+    for search in [&[][..], &["--gemm-search", "--no-graph"]] {
+        let device = ["--preset=tiny", "--json", "--device=cuda:emulated"];
+        let more = [&device, &["--set=model.layers=1", "--seq-len=16", "--batch-size=2"][..], search].concat();
+        let (planned, measured) = (object(&place, &["plan"], &more), object(&place, &["bench", "--steps=1"], &more));
+        let asked = &planned["asked"];
+        assert_eq!(number(&asked["search"]) > 0.0, !search.is_empty(), "{asked}");
+        let planned = number(&asked["peak"]) + number(&asked["search"]);
+        let measured = number(&measured["peak_tensor_bytes"]);
+        assert!((planned / measured - 1.0).abs() < 0.01, "emulated, {search:?}: {planned} planned, {measured} taken");
+    }
 }
 
 #[test]
@@ -72,6 +77,12 @@ fn a_large_model_is_planned_for_a_card_that_is_not_here() {
         number(&proposal["micro_batch"]) >= 1.0 && number(&proposal["peak"]) < 0.95 * 80.0 * 2f64.powi(30),
         "{proposal}"
     );
+    // 1/256 of the memory in rows of 32000 bf16 logits, where the pass has as many.
+    let pass = ["--seq-len=2048", "--set=train.micro_batch=4"];
+    for (memory, rows) in [("24G", 1572.0), ("80GiB", 5242.0)] {
+        let asked = &plan(memory, &pass)["asked"];
+        assert_eq!((number(&asked["logit_rows"]), number(&asked["logits"])), (rows, rows * 64000.0), "{memory}");
+    }
     let small = plan("24GiB", &[]);
     assert!(small["choices"].as_array().is_some_and(Vec::is_empty) && small["proposal"].is_null(), "{small}");
     let text = place.run(&["plan", "--preset=2.7b", "--device=cuda", "--dtype=bf16", "--device-memory=24GiB"]).ok().out;

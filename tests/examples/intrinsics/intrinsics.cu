@@ -1,6 +1,6 @@
-// Every function of the prelude that is one instruction on a GPU and something else in the emulator, on the same inputs: one warp,
+// Every function of prelude.cuh and tensor_cores.cuh that is one instruction on a GPU and something else in the emulator, on the same inputs: one warp,
 // one row of 32 words for each result, in the order in which main.rs names them.
-#include "prelude.cuh"
+#include "tensor_cores.cuh"
 
 /// The rows of results, filled one after another.
 struct Rows {

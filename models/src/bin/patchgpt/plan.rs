@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let (config, name) = (args.step.config(&[])?, args.step.stage());
     let stage = Stage::alone(&config, name, 1)?;
     let memory = memory(args.device_memory.as_ref(), config.device.device)?;
-    let (asked, choices) = (footprint(&config, name)?, choices(&config, name, memory)?);
+    let (asked, choices) = (footprint(&config, name, memory)?, choices(&config, name, memory)?);
     let proposed = proposal(&choices, &stage);
     if args.json {
         let object = json!({
@@ -96,7 +96,7 @@ fn text(
         stage.positions
     );
     let mut table = table(["what a step holds", "memory"]);
-    let logits = format!("  of which logits ({} of {} rows)", rows(config, asked), stage.positions * asked.micro_batch);
+    let logits = format!("  of which logits ({} of {} rows)", asked.logit_rows, stage.positions * asked.micro_batch);
     for (name, bytes) in [
         ("weights", asked.weights),
         ("gradients", asked.gradients),
@@ -104,6 +104,7 @@ fn text(
         ("activations and what ops work with", asked.activations),
         (logits.as_str(), asked.logits),
         ("at the peak", asked.peak),
+        ("the search for products' algorithms, beside that", asked.search),
         ("an evaluation between steps, beside that", asked.evaluation),
     ] {
         if bytes == 0 {
@@ -154,12 +155,6 @@ fn recomputed(level: Recompute) -> &'static str {
         Recompute::Cheap => "norms and activation functions",
         Recompute::Blocks => "blocks (a third more arithmetic)",
     }
-}
-
-/// Rows of logits that exist at a time.
-fn rows(config: &Config, found: &Footprint) -> usize {
-    let row = patchgpt_models::planner::logit_size(config) * config.model.vocab_size;
-    found.logits / row
 }
 
 /// A table whose columns after the first are numbers.
