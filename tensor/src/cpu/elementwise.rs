@@ -158,8 +158,8 @@ pub(super) fn unary(pool: &Pool, out: &Tensor, op: Unary, x: &Tensor) -> Result<
                 match row {
                     // SAFETY: rows of different tasks are disjoint, and no other reference to this one is alive.
                     _ if in_place && to.2 == 1 => unary_in_place(op, unsafe { slice_mut(&o, to) }),
-                    // SAFETY: as above; the input is another row.
                     Row::Slice(x) if to.2 == 1 && !in_place => {
+                        // SAFETY: as above; the input is another row.
                         writer.write(unsafe { slice_mut(&o, to) }, |out| unary_row(op, out, x))
                     }
                     Row::Slice(x) => unary_strided(op, to.1, (o.at(to.0), to.2), (x.as_ptr(), 1)),

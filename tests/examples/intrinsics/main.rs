@@ -2,8 +2,8 @@
 //! truth. Those of `hopper.cuh`, which need compute capability 9.0, make matrix products whose exact results are known.
 //!
 //! ```sh
-//! cargo run -p patchgpt-tests --example intrinsics -- record answers     # on the emulator cargo run -p patchgpt-tests
-//! --example intrinsics -- compare answers    # on card 0
+//! cargo run -p patchgpt-tests --example intrinsics -- record answers     # on the emulator
+//! cargo run -p patchgpt-tests --example intrinsics -- compare answers    # on card 0
 //! ```
 
 #[path = "../../../cuda/tests/emulator/product.rs"]
