@@ -105,7 +105,7 @@ fn held(config: &Config, name: StageName, model: MemoryModel) -> Result<Footprin
         gradients,
         moments,
         activations: peak.saturating_sub(weights + gradients + moments),
-        logits: logit_rows * vocabulary * logit,
+        logits: logit_rows * model.logits.columns_of(vocabulary, logit) * logit,
         logit_rows,
         peak,
         search: 0,

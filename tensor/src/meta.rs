@@ -25,19 +25,27 @@ use crate::backend::{
 use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
 use crate::{Arena, DType, Device, Error, Memory, Place, Replay, Result, ScatterIndex, Tensor};
 
-/// How many rows of logits the head and its loss hold at a time: `bytes` of them, but at least `rows`.
+/// How many rows of logits the head and its loss hold at a time: `bytes` of them, in multiples of `rows`, but at least `rows`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogitChunk {
     /// Bytes of logits.
     pub bytes: usize,
     /// Fewest rows.
     pub rows: usize,
+    /// Bytes of which a row takes a multiple, a power of two: where its values begin decides how fast products and kernels move them.
+    pub alignment: usize,
 }
 
 impl LogitChunk {
     /// Rows of a chunk of `rows` rows of `vocabulary` logits of `size` bytes each.
     pub fn rows_of(&self, rows: usize, vocabulary: usize, size: usize) -> usize {
-        (self.bytes / (vocabulary.max(1) * size)).max(self.rows).min(rows)
+        let fit = self.bytes / (self.columns_of(vocabulary, size).max(1) * size);
+        (fit / self.rows * self.rows).max(self.rows).min(rows)
+    }
+
+    /// Columns that rows of `vocabulary` logits of `size` bytes each take.
+    pub fn columns_of(&self, vocabulary: usize, size: usize) -> usize {
+        (vocabulary * size).next_multiple_of(self.alignment.max(size)) / size
     }
 }
 
@@ -294,7 +302,7 @@ mod tests {
     }
 
     fn exact() -> Arc<Meta> {
-        let logits = LogitChunk { bytes: 1 << 10, rows: 2 };
+        let logits = LogitChunk { bytes: 1 << 10, rows: 2, alignment: 1 };
         Meta::new(model(logits))
     }
 
@@ -342,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_product_is_timed_once_beside_its_result() {
-        let meta = Meta::new(MemoryModel { searches: true, ..model(LogitChunk { bytes: 0, rows: 1 }) });
+        let meta = Meta::new(MemoryModel { searches: true, ..model(LogitChunk { bytes: 0, rows: 1, alignment: 1 }) });
         let make = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &meta.device()).expect("a tensor");
         let (a, b, out) = (make(&[10, 4]), make(&[4, 5]), make(&[10, 5]));
         let held = meta.memory_held();

@@ -7,8 +7,8 @@
 //!
 //! What cutting the rows into chunks costs: each chunk moves (2 * 2 + 8) V C bytes that do not shrink with it, the weight twice in bf16 and its f32 gradient
 //! there and back. Of R rows it makes 6 R C V FLOPs, so that, were nothing of it to overlap with arithmetic, it would add `2 F / (R b)` of the products'
-//! time at F FLOP/s and b bytes/s, whatever C and V are. On paper (989 TFLOP/s, 3.35 TB/s and 80 GiB: R is 3338 for V = 50257 and 5242 for V = 32000) that is
-//! 0.14 ms beside 0.78 ms in GPT-2 124M (C = 768), 15% of the head's time, and 0.23 ms beside 2.08 ms in LLaMA 1.3B (C = 2048), 10% of it: upper bounds, since the
+//! time at F FLOP/s and b bytes/s, whatever C and V are. On paper (989 TFLOP/s, 3.35 TB/s and 80 GiB: R is 3072 for V = 50257 and 5120 for V = 32000) that is
+//! 0.14 ms beside 0.72 ms in GPT-2 124M (C = 768), 16% of the head's time, and 0.23 ms beside 2.04 ms in LLaMA 1.3B (C = 2048), 10% of it: upper bounds, since the
 //! products read their factors while they multiply. Without the reads of the weight it is two thirds of that. Twice the memory would halve it.
 
 use patchgpt_tensor::{Backend, Destination, LinearCrossEntropy, LogitChunk, Result, Tensor};
@@ -22,13 +22,18 @@ const PART: usize = 256;
 const STEP: usize = 16 << 20;
 /// Enough rows to fill a card with products.
 const ROWS: usize = 1024;
+/// Rows of logits begin at multiples of this many bytes, whatever the vocabulary: cuBLASLt's fast algorithms and packs of values need 16, a line of the
+/// second-level cache has 128.
+const ALIGNMENT: usize = 128;
+/// The logit of columns beyond the vocabulary: its exponential beside any other is 0, and it is finite, so that nothing makes a NaN of it.
+const NOWHERE: f64 = -1e30;
 /// The emulated device's: small, so that small tests have several chunks.
-pub(crate) const EMULATED: LogitChunk = LogitChunk { bytes: 4 << 10, rows: 8 };
+pub(crate) const EMULATED: LogitChunk = LogitChunk { bytes: 4 << 10, rows: 8, alignment: 16 };
 
 /// The logits that exist at a time on a card with so many bytes of memory: 1/256 of it to the nearest 16 MiB, so 320 MiB of 80 GiB and 96 MiB of
 /// 24 GiB, and at least 1024 rows. Chunks decide in which order the weight's gradient is summed, so its last bits: cards of other sizes differ there.
 pub(crate) fn of_card(memory: usize) -> LogitChunk {
-    LogitChunk { bytes: (memory / PART + STEP / 2) / STEP * STEP, rows: ROWS }
+    LogitChunk { bytes: (memory / PART + STEP / 2) / STEP * STEP, rows: ROWS, alignment: ALIGNMENT }
 }
 
 /// See [`Backend::linear_cross_entropy`].
@@ -42,25 +47,30 @@ pub(crate) fn linear_cross_entropy(cuda: &Cuda, args: LinearCrossEntropy) -> Res
         };
     }
     let logits = if cuda.is_emulated() { EMULATED } else { of_card(cuda.info().memory) };
-    let chunk = logits.rows_of(rows, vocabulary, x.dtype().size());
-    let all_logits = Tensor::empty(&[chunk, vocabulary], x.dtype(), x.device())?;
+    let size = x.dtype().size();
+    let (chunk, columns) = (logits.rows_of(rows, vocabulary, size), logits.columns_of(vocabulary, size));
+    let all_logits = Tensor::empty(&[chunk, columns], x.dtype(), x.device())?;
     let tracked = d_x.is_some() || d_weight.is_some();
     let all_lse = if tracked { None } else { Some(Tensor::empty(&[chunk], losses.dtype(), x.device())?) };
     for start in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - start);
         let part = |t: &Tensor| t.narrow(0, start, count);
-        let (logits, x, targets, losses) = (all_logits.narrow(0, 0, count)?, part(x)?, part(targets)?, part(losses)?);
+        let (aligned, x, targets, losses) = (all_logits.narrow(0, 0, count)?, part(x)?, part(targets)?, part(losses)?);
+        let logits = aligned.narrow(1, 0, vocabulary)?;
         cuda.matmul(Destination::write(&logits), &x, &weight.t()?, 1.0)?;
+        if columns > vocabulary {
+            cuda.fill(&aligned.narrow(1, vocabulary, columns - vocabulary)?, NOWHERE)?;
+        }
         if let Some(lse) = &all_lse {
-            cross_entropy::forward(cuda, &losses, &lse.narrow(0, 0, count)?, &logits, &targets, target_weights)?;
+            cross_entropy::forward(cuda, &losses, &lse.narrow(0, 0, count)?, &aligned, &targets, target_weights)?;
             continue;
         }
-        let (losses, logits, targets) = (&losses, &logits, &targets);
-        let args = LossInPlace { losses, logits, scale, targets, weights: target_weights };
+        let (losses, targets) = (&losses, &targets);
+        let args = LossInPlace { losses, logits: &aligned, scale, targets, weights: target_weights };
         cross_entropy::loss_in_place(cuda, &args)?;
         if let Some(d) = d_x {
             let tensor = part(d.tensor)?;
-            cuda.matmul(Destination { tensor: &tensor, accumulate: d.accumulate }, logits, weight, 1.0)?;
+            cuda.matmul(Destination { tensor: &tensor, accumulate: d.accumulate }, &logits, weight, 1.0)?;
         }
         if let Some(d) = d_weight {
             let accumulate = d.accumulate || start > 0;
@@ -81,7 +91,8 @@ mod tests {
         // As drivers tell cards of 24, 40 and 80 GB.
         assert_eq!([23.5, 39.4, 79.1, 79.6].map(mebibytes), [96, 160, 320, 320]);
         // bf16 logits of GPT-2's vocabulary; where memory is small, what fills a card.
-        assert_eq!(of_card(80 << 30).rows_of(1 << 20, 50257, 2), 3338);
+        assert_eq!(of_card(80 << 30).rows_of(1 << 20, 50257, 2), 3072);
+        assert_eq!(of_card(80 << 30).columns_of(50257, 2), 50304);
         assert_eq!(of_card(24 << 30).rows_of(1 << 20, 50257, 2), 1024);
         assert_eq!(of_card(0).rows_of(1 << 20, 50257, 2), 1024);
     }
