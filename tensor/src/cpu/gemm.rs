@@ -1,4 +1,4 @@
-//! Matrix products, out [m, n] = alpha a [m, k] b [k, n] (+ out), with any strides, in f32 and f64; each matrix may be stored in bf16.
+//! Matrix products, out [m, n] = alpha a [m, k] b [k, n] (+ addend [m, n]), with any strides, in f32 and f64; each matrix may be stored in bf16.
 //!
 //! The loops are those of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008): b is packed once, in
 //! panels as wide as a register tile, by all threads; a task then packs rows of a and runs them past the panels, [`DEPTH`] values of k
@@ -82,20 +82,21 @@ impl<F: Float> Matrix<F> {
         self.values.offset(i as isize * self.row_stride + j as isize * self.col_stride)
     }
 
-    /// Sets the value (i, j), or adds to it, rounded to the type in which it is stored.
+    /// Sets the value (i, j) to `value`, plus that of `addend` if there is one, rounded to the type in which it is stored.
     ///
     /// # Safety
-    /// The place lies inside the matrix and is valid for writes, and for reads if `accumulate`.
+    /// The place lies inside both matrices; it is valid for writes here, and for reads there.
     #[inline(always)]
-    unsafe fn put(self, i: usize, j: usize, value: F, accumulate: bool) {
+    unsafe fn put(self, i: usize, j: usize, value: F, addend: Option<Self>) {
         // SAFETY: the caller's promise.
         unsafe {
+            let sum = match addend {
+                Some(addend) => addend.get(i, j) + value,
+                None => value,
+            };
             match self.at(i, j) {
-                Values::Wide(place) => *place = if accumulate { *place + value } else { value },
-                Values::Bf16(place) => {
-                    let sum = if accumulate { Stored::<F>::wide(*place) + value } else { value };
-                    *place = bf16::from_bits(round(sum.to_f64() as f32));
-                }
+                Values::Wide(place) => *place = sum,
+                Values::Bf16(place) => *place = bf16::from_bits(round(sum.to_f64() as f32)),
             }
         }
     }
@@ -150,29 +151,54 @@ impl Cells {
     }
 }
 
-/// A product: `out`, `a` and `b`.
-pub(crate) type Product<F> = (Matrix<F>, Matrix<F>, Matrix<F>);
+/// The matrices of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product<F> {
+    pub(crate) out: Matrix<F>,
+    pub(crate) a: Matrix<F>,
+    pub(crate) b: Matrix<F>,
+    /// What is added to the product, of the shape and the stored type of `out`: `out` itself, or another matrix, of which rows may be one and the same.
+    pub(crate) addend: Option<Matrix<F>>,
+}
 
-/// `out = alpha * a @ b`, plus `out` if `accumulate`, for the `(out, a, b)` of `item(0..batch)`, which all have the shapes, the strides and
-/// the stored types of the first; tasks of all of them are spread over the threads of `pool` together. With k = 0 zeros (`out` stays
-/// if `accumulate`). Without `accumulate` what `out` held is not read. Same bits for any number of threads.
+impl<F: Float> Product<F> {
+    /// The same product, all of its matrices transposed.
+    fn t(self) -> Self {
+        let Product { out, a, b, addend } = self;
+        Product { out: out.t(), a: b.t(), b: a.t(), addend: addend.map(Matrix::t) }
+    }
+
+    /// A block of the output: of `rows` from `row` on and `cols` from `col` on, with the rows of a, the columns of b and the part of the addend that
+    /// make it.
+    fn block(self, row: usize, col: usize, rows: usize, cols: usize) -> Self {
+        Product {
+            out: self.out.block(row, col, rows, cols),
+            a: self.a.block(row, 0, rows, self.a.cols),
+            b: self.b.block(0, col, self.b.rows, cols),
+            addend: self.addend.map(|addend| addend.block(row, col, rows, cols)),
+        }
+    }
+}
+
+/// `out = alpha * a @ b`, plus the addend, for the products `item(0..batch)`, which all have the shapes, the strides, the stored types and the kind
+/// of addend of the first; tasks of all of them are spread over the threads of `pool` together. With k = 0 the addend, or zeros. What `out` held is not
+/// read unless it is the addend. Same bits for any number of threads.
 ///
 /// # Safety
-/// `a` and `b` are valid for reads and `out` for reads and writes at all their places; no `out` overlaps itself, an
-/// input or another `out`, and nobody else touches them during the call.
+/// `a`, `b` and the addend are valid for reads and `out` for reads and writes at all their places; no `out` overlaps itself, an
+/// input or another `out`, but may be its own addend, and nobody else touches them during the call.
 pub(crate) unsafe fn gemm_batched<F: Float>(
     pool: &Pool,
     batch: usize,
     item: impl Fn(usize) -> Product<F> + Sync,
     alpha: F,
-    accumulate: bool,
 ) {
     if batch == 0 {
         return;
     }
-    let (_, a, b) = item(0);
+    let Product { a, b, .. } = item(0);
     // SAFETY: the caller's promise; the path is this processor's.
-    unsafe { gemm_on(path(), Cells::of(path(), &a, &b), pool, batch, item, alpha, accumulate) };
+    unsafe { gemm_on(path(), Cells::of(path(), &a, &b), pool, batch, item, alpha) };
 }
 
 /// [`gemm_batched`] with the instructions of `path`, which this processor must have, and panels of `cells`: pairs only of bf16. At least one product.
@@ -186,19 +212,21 @@ unsafe fn gemm_on<F: Float>(
     batch: usize,
     item: impl Fn(usize) -> Product<F> + Sync,
     alpha: F,
-    accumulate: bool,
 ) {
     // Tiles are written row by row: an output whose columns are contiguous is the transpose of one whose rows are; and one with few
     // columns of one with few rows.
-    let Matrix { rows, cols, row_stride, col_stride, .. } = item(0).0;
+    let Matrix { rows, cols, row_stride, col_stride, .. } = item(0).out;
     let turned = if rows.min(cols) <= few::MOST { cols < rows } else { col_stride != 1 && row_stride == 1 };
     let item = |index: usize| {
-        let (out, a, b) = item(index);
-        if turned { (out.t(), b.t(), a.t()) } else { (out, a, b) }
+        let product = item(index);
+        if turned { product.t() } else { product }
     };
-    let (out, a, b) = item(0);
+    let Product { out, a, b, addend } = item(0);
     assert!(
-        a.rows == out.rows && b.cols == out.cols && a.cols == b.rows,
+        a.rows == out.rows
+            && b.cols == out.cols
+            && a.cols == b.rows
+            && addend.is_none_or(|addend| (addend.rows, addend.cols) == (out.rows, out.cols)),
         "gemm of [{}, {}] and [{}, {}] into [{}, {}]",
         a.rows,
         a.cols,
@@ -213,7 +241,7 @@ unsafe fn gemm_on<F: Float>(
     }
     let narrow = matches!(out.values, Values::Bf16(_));
     let plan = Plan::new::<F>(path, batch, [out.rows, out.cols, a.cols.div_ceil(cells.values())], narrow);
-    let work = Gemm { path, cells, plan, item, alpha, accumulate };
+    let work = Gemm { path, cells, plan, item, alpha };
     if a.cols == 0 {
         // SAFETY: the caller's promise.
         unsafe { work.nothing(batch) };
@@ -270,7 +298,6 @@ struct Gemm<F, I> {
     plan: Plan,
     item: I,
     alpha: F,
-    accumulate: bool,
 }
 
 impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
@@ -279,15 +306,11 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     /// # Safety
     /// As [`gemm_batched`].
     unsafe fn nothing(&self, batch: usize) {
-        if self.accumulate {
-            return;
-        }
         let zeros = vec![F::ZERO; self.plan.n];
-        for index in 0..batch {
-            let out = (self.item)(index).0;
-            for row in 0..out.rows {
-                let out = out.block(row, 0, 1, out.cols);
-                dispatch_on(self.path, Finish { out, sums: &zeros, pitch: self.plan.n, accumulate: false });
+        for product in (0..batch).map(&self.item) {
+            for row in 0..product.out.rows {
+                let Product { out, addend, .. } = product.block(row, 0, 1, self.plan.n);
+                dispatch_on(self.path, Finish { out, sums: &zeros, pitch: self.plan.n, addend });
             }
         }
     }
@@ -303,13 +326,12 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     /// As [`gemm_batched`].
     unsafe fn few_rows(&self, pool: &Pool, batch: usize) {
         let Plan { m, n, .. } = self.plan;
-        let k = (self.item)(0).1.cols;
+        let k = (self.item)(0).a.cols;
         let (across, cols) = blocks(n.div_ceil(few::UNIT), k * few::UNIT);
         let cols = cols * few::UNIT;
         pool.run(batch * across, |task| {
-            let (out, a, b) = (self.item)(task / across);
             let col = task % across * cols;
-            let cols = cols.min(n - col);
+            let Product { out, a, b, addend } = (self.item)(task / across).block(0, col, m, cols.min(n - col));
             let mut rows = Buffer::take(&OWN, m * k);
             for (i, row) in rows.values().chunks_exact_mut(k).enumerate() {
                 for (p, value) in row.iter_mut().enumerate() {
@@ -317,8 +339,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                     *value = unsafe { a.get(i, p) };
                 }
             }
-            let (out, b) = (out.block(0, col, m, cols), b.block(0, col, k, cols));
-            on_tile(self.path, FewRows { out, a: rows.values(), b, alpha: self.alpha, accumulate: self.accumulate });
+            on_tile(self.path, FewRows { out, a: rows.values(), b, alpha: self.alpha, addend });
             rows.give_back(&OWN);
         });
     }
@@ -329,7 +350,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     /// The inputs are valid for reads.
     unsafe fn pack(&self, pool: &Pool, part: &Part, packed: &mut [F]) {
         let plan = &self.plan;
-        let b = (self.item)(0).2;
+        let b = (self.item)(0).b;
         // A task reads in the order of memory: whole rows, or whole columns.
         let (k_step, col_step) = match b.col_stride {
             1 => (blocks(plan.depth, part.columns.len()).1.next_multiple_of(8), part.columns.len()),
@@ -344,7 +365,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             if at >= k.len() {
                 return; // the last block has fewer values
             }
-            let b = (self.item)(part.items.start + index).2;
+            let b = (self.item)(part.items.start + index).b;
             let values = self.values(&(k.start + at..k.end.min(k.start + at + k_step)), b.rows);
             let cols = col_step.min(part.columns.len() - col);
             let b = b.block(values.start, part.columns.start + col, values.len(), cols);
@@ -364,24 +385,20 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let (index, row, col) =
                 (task / (down * across), task / across % down * plan.rows, task % across * plan.cols);
             let (rows, cols) = (plan.rows.min(plan.m - row), plan.cols.min(part.columns.len() - col));
-            let (out, a, b) = (self.item)(part.items.start + index);
-            let (out, a) = (out.block(row, part.columns.start + col, rows, cols), a.block(row, 0, rows, a.cols));
-            let b = b.block(0, part.columns.start + col, b.rows, cols);
+            let product = (self.item)(part.items.start + index).block(row, part.columns.start + col, rows, cols);
             let packed = packed.map(|packed| move |k: &Range<usize>| &packed[part.panels(plan, index, k, col)..]);
             // SAFETY: the caller's promise, for a part of the output that no other task has.
-            unsafe { self.task(out, a, b, part.ks.clone(), packed) };
+            unsafe { self.task(product, part.ks.clone(), packed) };
         });
     }
 
-    /// One block of an output.
+    /// A product that makes a block of an output.
     ///
     /// # Safety
     /// As [`gemm_batched`], for the block; `packed` gives panels of `b`, those of the block's columns first.
     unsafe fn task<'p>(
         &self,
-        out: Matrix<F>,
-        a: Matrix<F>,
-        b: Matrix<F>,
+        Product { out, a, b, addend }: Product<F>,
         ks: Range<usize>,
         packed: Option<impl Fn(&Range<usize>) -> &'p [F]>,
     ) {
@@ -406,7 +423,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let values = self.values(&k, a.cols);
             let left_block = a.block(0, values.start, a.rows, values.len());
             let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: left_block });
-            let accumulate = k.start > 0 || (self.accumulate && !narrow);
+            let addend = if k.start > 0 { Some(wide) } else { addend.filter(|_| !narrow) };
             for col in (0..out.cols).step_by(run) {
                 let cols = run.min(out.cols - col);
                 let panels = match &packed {
@@ -418,14 +435,14 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                         &*right
                     }
                 };
-                let out = wide.block(0, col, out.rows, cols);
+                let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
+                let (out, addend) = (block(wide), addend.map(block));
                 let (right, cells) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], self.cells);
-                Panels { out, left, form, right, cells, depth: k.len(), alpha: self.alpha, accumulate }
-                    .multiply(self.path);
+                Panels { out, left, form, right, cells, depth: k.len(), alpha: self.alpha, addend }.multiply(self.path);
             }
         }
         if narrow {
-            dispatch_on(self.path, Finish { out, sums, pitch: out.cols, accumulate: self.accumulate });
+            dispatch_on(self.path, Finish { out, sums, pitch: out.cols, addend });
         }
         buffer.give_back(&OWN);
     }

@@ -5,7 +5,7 @@
 //! tiles are spread over the threads together. 2 m k n FLOPs a product.
 
 use super::access::Access;
-use super::gemm::{Matrix, Values, gemm_batched};
+use super::gemm::{Matrix, Product, Values, gemm_batched};
 use super::math::Float;
 use super::parallel::Pool;
 use super::with_float;
@@ -104,31 +104,34 @@ impl Plan {
 }
 
 fn product<F: Float + Element>(pool: &Pool, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()> {
-    if out.tensor.is_empty() {
+    let Destination { tensor: out, accumulate } = out;
+    if out.is_empty() {
         return Ok(());
     }
-    let access = Access::new("matmul", &[a, b], &[out.tensor])?;
-    let plan = Plan::new(out.tensor.layout(), a.layout(), b.layout());
+    let access = Access::new("matmul", &[a, b], &[out])?;
+    let plan = Plan::new(out.layout(), a.layout(), b.layout());
     let factor = |x: &Tensor, rows, cols, strides| Ok::<_, Error>(matrix(input::<F>(&access, x)?, rows, cols, strides));
-    let to = matrix(output::<F>(&access, out.tensor)?, plan.m, plan.n, plan.out);
+    let to = matrix(output::<F>(&access, out)?, plan.m, plan.n, plan.out);
     let (a, b) = (factor(a, plan.m, plan.k, plan.a)?, factor(b, plan.k, plan.n, plan.b)?);
     let item = |index: usize| {
         let [out_offset, a_offset, b_offset] = plan.offsets(index);
-        (to.offset(out_offset), a.offset(a_offset), b.offset(b_offset))
+        let out = to.offset(out_offset);
+        let addend = accumulate.then_some(out);
+        Product { out, a: a.offset(a_offset), b: b.offset(b_offset), addend }
     };
     // SAFETY: the matrices lie within their views, which the access has locked; out overlaps neither input (the access
     // refuses it) nor itself (the contract), so that the batch's outputs are disjoint.
-    unsafe { gemm_batched(pool, plan.batch(), item, F::from_f64(alpha), out.accumulate) };
+    unsafe { gemm_batched(pool, plan.batch(), item, F::from_f64(alpha)) };
     Ok(())
 }
 
-/// A matrix of a plan.
-fn matrix<F>(values: Values<F>, rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matrix<F> {
+/// A matrix of these sizes and strides.
+pub(super) fn matrix<F>(values: Values<F>, rows: usize, cols: usize, [row, col]: [usize; 2]) -> Matrix<F> {
     Matrix { values, rows, cols, row_stride: row as isize, col_stride: col as isize }
 }
 
 /// The first element of an input, in the type in which it is stored: F, or bf16 where that is f32.
-fn input<F: Float + Element>(access: &Access, x: &Tensor) -> Result<Values<F>> {
+pub(super) fn input<F: Float + Element>(access: &Access, x: &Tensor) -> Result<Values<F>> {
     let offset = x.layout().offset();
     Ok(if is_narrow::<F>(x) {
         Values::Bf16(access.view::<bf16>(x)?.at(offset).cast_mut())
@@ -138,7 +141,7 @@ fn input<F: Float + Element>(access: &Access, x: &Tensor) -> Result<Values<F>> {
 }
 
 /// The first element of the output.
-fn output<F: Float + Element>(access: &Access, out: &Tensor) -> Result<Values<F>> {
+pub(super) fn output<F: Float + Element>(access: &Access, out: &Tensor) -> Result<Values<F>> {
     let offset = out.layout().offset();
     Ok(if is_narrow::<F>(out) {
         Values::Bf16(access.view_mut::<bf16>(out)?.at(offset))

@@ -13,6 +13,7 @@ mod gelu;
 mod gemm;
 mod isa;
 mod layer_norm;
+mod linear;
 mod math;
 mod matmul;
 mod memory;
@@ -32,7 +33,7 @@ mod vectorized;
 use std::sync::Arc;
 
 use crate::backend::{
-    AdamW, Backend, Binary, Destination, Distribution, LinearCrossEntropy, Reduction, Residual, Unary,
+    AdamW, Backend, Binary, Destination, Distribution, Linear, LinearCrossEntropy, Reduction, Residual, Unary,
 };
 use crate::ops::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
 use crate::{DType, Error, Limits, Memory, Result, ScatterIndex, Tensor};
@@ -165,6 +166,10 @@ impl Backend for Cpu {
 
     fn matmul(&self, out: Destination, a: &Tensor, b: &Tensor, alpha: f64) -> Result<()> {
         matmul::matmul(&self.pool, out, a, b, alpha)
+    }
+
+    fn linear(&self, args: Linear) -> Result<()> {
+        linear::linear(&self.pool, args)
     }
 
     fn softmax(&self, out: &Tensor, x: &Tensor) -> Result<()> {

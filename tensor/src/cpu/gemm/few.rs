@@ -13,15 +13,15 @@ pub(super) const MOST: usize = 4;
 /// Columns are divided among tasks in multiples of this: whole cache lines of whichever path and type.
 pub(super) const UNIT: usize = 128;
 
-/// `out = alpha a b (+ out)`; `a` are rows of k values, a whole number of them at least as many as `out` has.
+/// `out = alpha a b (+ addend)`; `a` are rows of k values, a whole number of them at least as many as `out` has.
 ///
-/// The maker promises that `b`, with a stride of 1, is valid for reads and `out` for writes, and for reads if `accumulate`.
+/// The maker promises that `b`, with a stride of 1, and the addend are valid for reads and `out` for writes.
 pub(super) struct FewRows<'a, F> {
     pub(super) out: Matrix<F>,
     pub(super) a: &'a [F],
     pub(super) b: Matrix<F>,
     pub(super) alpha: F,
-    pub(super) accumulate: bool,
+    pub(super) addend: Option<Matrix<F>>,
 }
 
 impl<F: Float> Tiled for FewRows<'_, F> {
@@ -93,7 +93,7 @@ impl<F: Float> FewRows<'_, F> {
             for (i, sums) in sums.iter().enumerate().take(self.out.rows) {
                 for (j, sum) in sums.as_flattened().iter().enumerate() {
                     // SAFETY: (i, column + j) lies inside out.
-                    unsafe { self.out.put(i, column + j, self.alpha * *sum, self.accumulate) };
+                    unsafe { self.out.put(i, column + j, self.alpha * *sum, self.addend) };
                 }
             }
         }
@@ -106,7 +106,7 @@ impl<F: Float> FewRows<'_, F> {
                     sum = F::fma(isa, *a, b.wide(), sum);
                 }
                 // SAFETY: (i, column) lies inside out.
-                unsafe { self.out.put(i, column, self.alpha * sum, self.accumulate) };
+                unsafe { self.out.put(i, column, self.alpha * sum, self.addend) };
             }
         }
     }
@@ -146,7 +146,7 @@ impl<F: Float> FewRows<'_, F> {
                     let rest = a[i].1.iter().zip(b[c].1);
                     let sum = rest.fold(math::sum(isa, sums), |sum, (a, b)| F::fma(isa, *a, b.wide(), sum));
                     // SAFETY: (i, column + c) lies inside out.
-                    unsafe { self.out.put(i, column + c, self.alpha * sum, self.accumulate) };
+                    unsafe { self.out.put(i, column + c, self.alpha * sum, self.addend) };
                 }
             }
         }

@@ -61,10 +61,10 @@ pub(super) fn tile<F: Float>(path: Path) -> (usize, usize) {
     on_tile(path, Shape::<F>(PhantomData))
 }
 
-/// `out = alpha a b (+ out)` for packed panels: `left` by [`PackLeft`](super::pack::PackLeft), `right` by
+/// `out = alpha a b (+ addend)` for packed panels: `left` by [`PackLeft`](super::pack::PackLeft), `right` by
 /// [`PackRight`](super::pack::PackRight).
 ///
-/// The maker promises that `out`, stored in F, is valid for writes, and for reads if `accumulate`.
+/// The maker promises that `out` is valid for writes and the addend for reads, both stored in F.
 pub(super) struct Panels<'a, F> {
     pub(super) out: Matrix<F>,
     pub(super) left: &'a [F],
@@ -73,7 +73,7 @@ pub(super) struct Panels<'a, F> {
     pub(super) cells: Cells,
     pub(super) depth: usize,
     pub(super) alpha: F,
-    pub(super) accumulate: bool,
+    pub(super) addend: Option<Matrix<F>>,
 }
 
 impl<F: Float> Panels<'_, F> {
@@ -95,22 +95,22 @@ impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
 
     #[inline(always)]
     fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) {
-        let Panels { out, left, form, right, depth, alpha, accumulate, .. } = self.0;
-        for (right, column) in right.chunks_exact(depth * NR).zip((0..out.cols).step_by(NR)) {
-            for (left, row) in left.chunks_exact(DEPTH * MR).zip((0..out.rows).step_by(MR)) {
-                let out = out.block(row, column, MR.min(out.rows - row), NR.min(out.cols - column));
-                // Sums are kept in the type that is computed in.
-                let Values::Wide(first) = out.values else { return };
-                for i in 0..out.rows {
-                    prefetch(first.wrapping_offset(i as isize * out.row_stride));
+        let Panels { out: Matrix { rows, cols, .. }, left, form, right, depth, alpha, .. } = self.0;
+        let (out, addend) = (Places::of(self.0.out), self.0.addend.map(Places::of));
+        for (right, column) in right.chunks_exact(depth * NR).zip((0..cols).step_by(NR)) {
+            for (left, row) in left.chunks_exact(DEPTH * MR).zip((0..rows).step_by(MR)) {
+                let (out, addend) = (out.from(row, column), addend.map(|addend| addend.from(row, column)));
+                let size = [MR.min(rows - row), NR.min(cols - column)];
+                for i in 0..size[0] {
+                    prefetch(out.at(i, 0));
                 }
                 // One place where sums go: the compiler keeps them in registers only if the loops of both forms end there.
                 let sums = match form {
                     Form::Rows => register_tile::<F, I, M, MR, NR, DEPTH, 1>(isa, left, right),
                     Form::Columns => register_tile::<F, I, M, MR, NR, 1, MR>(isa, left, right),
                 };
-                // SAFETY: the tile lies inside the output, and begins at `first`.
-                unsafe { store(isa, first, out, sums, alpha, accumulate) };
+                // SAFETY: the tile lies inside the output and the addend.
+                unsafe { store(isa, out, size, sums, alpha, addend) };
             }
         }
     }
@@ -196,56 +196,93 @@ fn register_tile<
     sums
 }
 
-/// out = alpha sums (+ out), for as many of the sums as `place`, which begins at `out`, has rows and columns.
+/// Where the values of a matrix stand that is stored in F.
+#[derive(Clone, Copy)]
+struct Places<F> {
+    first: *mut F,
+    row_stride: isize,
+    col_stride: isize,
+}
+
+impl<F: Float> Places<F> {
+    /// Those of `matrix`. Panics if it is stored in another type.
+    fn of(matrix: Matrix<F>) -> Self {
+        let Matrix { row_stride, col_stride, .. } = matrix;
+        match matrix.values {
+            Values::Wide(first) => Places { first, row_stride, col_stride },
+            Values::Bf16(_) => unreachable!("sums are kept in the type that is computed in"),
+        }
+    }
+
+    /// Those from (i, j) on.
+    #[inline(always)]
+    fn from(self, i: usize, j: usize) -> Self {
+        Places { first: self.at(i, j), ..self }
+    }
+
+    #[inline(always)]
+    fn at(self, i: usize, j: usize) -> *mut F {
+        self.first.wrapping_offset(i as isize * self.row_stride + j as isize * self.col_stride)
+    }
+
+    /// The first N values of row i, which are contiguous.
+    #[inline(always)]
+    fn row<const N: usize>(self, i: usize) -> *mut [F; N] {
+        self.at(i, 0).cast()
+    }
+}
+
+/// `out = alpha sums (+ addend)` for the first `rows` and `cols` of the sums.
 ///
 /// # Safety
-/// `place`, at most [MR, NR], is valid for writes, and for reads if `accumulate`.
+/// As many places are valid, those of `out` for writes and those of the addend for reads.
 #[inline(always)]
 unsafe fn store<F: Float, I: Isa, const MR: usize, const NR: usize>(
     isa: I,
-    out: *mut F,
-    place: Matrix<F>,
+    out: Places<F>,
+    [rows, cols]: [usize; 2],
     sums: [[F; NR]; MR],
     alpha: F,
-    accumulate: bool,
+    addend: Option<Places<F>>,
 ) {
-    if place.rows == MR && place.cols == NR && place.col_stride == 1 {
-        // SAFETY: NR columns with stride 1 are NR values in a row.
-        let row = |i: usize| unsafe { &mut *out.wrapping_offset(i as isize * place.row_stride).cast::<[F; NR]>() };
-        if accumulate {
-            for (i, sums) in sums.iter().enumerate() {
-                let row = row(i);
-                *row = std::array::from_fn(|j| F::fma(isa, alpha, sums[j], row[j]));
-            }
-        } else {
-            for (i, sums) in sums.iter().enumerate() {
-                *row(i) = sums.map(|sum| alpha * sum);
-            }
+    if [rows, cols] == [MR, NR] && out.col_stride == 1 && addend.is_none_or(|addend| addend.col_stride == 1) {
+        for (i, sums) in sums.iter().enumerate() {
+            let value = match addend {
+                Some(addend) => {
+                    // SAFETY: NR columns with stride 1 are NR values in a row.
+                    let addend = unsafe { *addend.row::<NR>(i) };
+                    std::array::from_fn(|j| F::fma(isa, alpha, sums[j], addend[j]))
+                }
+                None => sums.map(|sum| alpha * sum),
+            };
+            // SAFETY: as above.
+            unsafe { *out.row(i) = value };
         }
         return;
     }
     // A copy, so that the sums of whole tiles stay in registers although these are reached by index.
     let sums = std::hint::black_box(sums);
-    for (i, sums) in sums.iter().enumerate().take(place.rows) {
-        let row = out.wrapping_offset(i as isize * place.row_stride);
-        for (j, sum) in sums.iter().enumerate().take(place.cols) {
-            // SAFETY: i and j are below the rows and columns of the place.
+    for (i, sums) in sums.iter().enumerate().take(rows) {
+        for (j, sum) in sums.iter().enumerate().take(cols) {
+            // SAFETY: i and j are below the rows and columns of the places.
             unsafe {
-                let value = row.wrapping_offset(j as isize * place.col_stride);
-                *value = if accumulate { F::fma(isa, alpha, *sum, *value) } else { alpha * *sum };
+                *out.at(i, j) = match addend {
+                    Some(addend) => F::fma(isa, alpha, *sum, *addend.at(i, j)),
+                    None => alpha * *sum,
+                };
             }
         }
     }
 }
 
-/// `out = sums (+ out)`, rounded to the type in which `out` is stored. Rows of `sums` start `pitch` values apart.
+/// `out = sums (+ addend)`, rounded to the type in which `out` is stored. Rows of `sums` start `pitch` values apart.
 ///
-/// The maker promises that `out` is valid for writes, and for reads if `accumulate`.
+/// The maker promises that `out` is valid for writes and the addend for reads.
 pub(super) struct Finish<'a, F> {
     pub(super) out: Matrix<F>,
     pub(super) sums: &'a [F],
     pub(super) pitch: usize,
-    pub(super) accumulate: bool,
+    pub(super) addend: Option<Matrix<F>>,
 }
 
 impl<F: Float> Kernel for Finish<'_, F> {
@@ -256,7 +293,7 @@ impl<F: Float> Kernel for Finish<'_, F> {
         for (i, sums) in self.sums.chunks(self.pitch.max(1)).enumerate().take(self.out.rows) {
             for (j, &sum) in sums[..self.out.cols].iter().enumerate() {
                 // SAFETY: (i, j) lies inside the matrix, by the maker's promise.
-                unsafe { self.out.put(i, j, sum, self.accumulate) };
+                unsafe { self.out.put(i, j, sum, self.addend) };
             }
         }
     }

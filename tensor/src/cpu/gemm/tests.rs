@@ -112,6 +112,14 @@ fn sized(shapes: &[[usize; 3]], few: &[[usize; 3]]) -> Vec<[usize; 3]> {
     Vec::from(if cfg!(miri) { few } else { shapes })
 }
 
+/// The product of `a` and `b`, plus `out` if `accumulate`.
+fn product<F>(out: super::Matrix<F>, a: super::Matrix<F>, b: super::Matrix<F>, accumulate: bool) -> Product<F>
+where
+    F: Float,
+{
+    Product { out, a, b, addend: accumulate.then_some(out) }
+}
+
 /// Products on every path of this processor.
 fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64, accumulate: bool) {
     let [m, k, n] = shape;
@@ -123,9 +131,9 @@ fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64,
     let pool = Pool::new(1).expect("a thread");
     for path in available() {
         let mut out = before.clone();
-        let product = (out.view_mut(), a.view(), b.view());
+        let product = product(out.view_mut(), a.view(), b.view(), accumulate);
         // SAFETY: views of live vectors that hold them; `out` is separate.
-        unsafe { gemm_on(path, Cells::Values, &pool, 1, |_| product, F::from_f64(alpha), accumulate) };
+        unsafe { gemm_on(path, Cells::Values, &pool, 1, |_| product, F::from_f64(alpha)) };
         let what = format!("{shape:?} {layouts:?} alpha {alpha} accumulate {accumulate} {path:?}");
         check(&out, &before, &a, &b, alpha, accumulate, &what);
     }
@@ -169,6 +177,41 @@ fn products_agree_with_plain_loops_across_blocks() {
     }
 }
 
+/// Another matrix than the output: rows that are all the same, as of a bias, and one with a layout of its own, in every layout of the output, over one
+/// block of k and several.
+#[test]
+fn another_matrix_is_added() {
+    let shapes = [[5, 7, 3], [1, 40, 33], [40, 9, 2], [100, 500, 37], [110, 800, 64], [3, 0, 5]];
+    let pool = Pool::new(2).expect("threads");
+    for [m, k, n] in sized(&shapes, &[[3, 2, 5], [7, 5, 3]]) {
+        let (a, b) = (Matrix::<f32>::random(m, k, Layout::Rows, 1), Matrix::<f32>::random(k, n, Layout::Columns, 2));
+        for (layout, to) in LAYOUTS.into_iter().flat_map(|layout| LAYOUTS.map(|to| (layout, to))) {
+            for repeated in [false, true] {
+                let mut before = Matrix::<f32>::random(m, n, layout, 3);
+                if repeated {
+                    before.strides.0 = 0;
+                }
+                for path in available() {
+                    let mut out = Matrix::filled(m, n, to, || f64::NAN);
+                    let product =
+                        Product { out: out.view_mut(), a: a.view(), b: b.view(), addend: Some(before.view()) };
+                    // SAFETY: as above.
+                    unsafe { gemm_on(path, Cells::Values, &pool, 1, |_| product, 0.5) };
+                    check(
+                        &out,
+                        &before,
+                        &a,
+                        &b,
+                        0.5,
+                        true,
+                        &format!("{m} {k} {n} {layout:?} {to:?} {repeated} {path:?}"),
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn empty_products() {
     for shape in [[0, 3, 4], [4, 3, 0], [0, 0, 0], [3, 0, 5]] {
@@ -184,9 +227,9 @@ fn an_infinite_or_nan_input_is_seen() {
         let b = Matrix::<f32>::random(30, 40, Layout::Rows, 2);
         a.values[7] = bad as f32;
         let mut out = Matrix::<f32>::random(20, 40, Layout::Rows, 3);
-        let (pool, product) = (Pool::new(1).expect("a thread"), (out.view_mut(), a.view(), b.view()));
+        let (pool, product) = (Pool::new(1).expect("a thread"), product(out.view_mut(), a.view(), b.view(), false));
         // SAFETY: as above.
-        unsafe { gemm_batched(&pool, 1, |_| product, 1.0, false) };
+        unsafe { gemm_batched(&pool, 1, |_| product, 1.0) };
         assert!((0..40).all(|j| !out.get(0, j).is_finite()) && (0..40).all(|j| out.get(1, j).is_finite()));
     }
 }
@@ -225,14 +268,14 @@ fn bf16_stored(path: Path, cells: Cells, [m, k, n]: [usize; 3], layouts: [Layout
     let before = widened(&Matrix::random(m, n, layouts[2], 3));
     let pool = Pool::new(2).expect("threads");
     let mut sums = Matrix::<f32>::filled(m, n, layouts[2], || f64::NAN);
-    let product = (sums.view_mut(), a.view(), b.view());
+    let wide = product(sums.view_mut(), a.view(), b.view(), false);
     // SAFETY: views of live vectors that hold them; outputs are separate.
-    unsafe { gemm_on(path, Cells::Values, &pool, 1, |_| product, 1.5, false) };
+    unsafe { gemm_on(path, Cells::Values, &pool, 1, |_| wide, 1.5) };
     for accumulate in [false, true] {
         let mut out = narrow(&before);
-        let product = (stored(&mut out, &before), stored(&mut a_bf16, &a), stored(&mut b_bf16, &b));
+        let (to, a, b) = (stored(&mut out, &before), stored(&mut a_bf16, &a), stored(&mut b_bf16, &b));
         // SAFETY: as above.
-        unsafe { gemm_on(path, cells, &pool, 1, |_| product, 1.5, accumulate) };
+        unsafe { gemm_on(path, cells, &pool, 1, |_| product(to, a, b, accumulate), 1.5) };
         for (place, (found, sum)) in out.iter().zip(&sums.values).enumerate() {
             let expected = if accumulate { before.values[place] + sum } else { *sum };
             // Places between the rows of the output hold what they held.
@@ -259,9 +302,10 @@ fn bits(batch: usize, shape: [usize; 3], layouts: [Layout; 2], accumulate: bool)
         let pool = Pool::new(threads).expect("threads");
         let mut out = before.clone();
         let all = out.view_mut();
-        let item = |i: usize| (all.block(i * m, 0, m, n), matrices[i].0.view(), matrices[i].1.view());
+        let item =
+            |i: usize| product(all.block(i * m, 0, m, n), matrices[i].0.view(), matrices[i].1.view(), accumulate);
         // SAFETY: as above; the blocks of `out` are separate.
-        unsafe { gemm_batched(&pool, batch, item, 1.5, accumulate) };
+        unsafe { gemm_batched(&pool, batch, item, 1.5) };
         let first = first.get_or_insert_with(|| out.values.clone());
         let same = first.iter().zip(&out.values).all(|(a, b)| a.to_bits() == b.to_bits());
         assert!(same, "{batch} x {shape:?} {layouts:?} differs between 1 and {threads} threads");
