@@ -35,5 +35,5 @@ pub use index::ScatterIndex;
 pub use layout::{Layout, MAX_RANK, broadcast_shape};
 pub use limits::Limits;
 pub use meta::{LogitChunk, MemoryModel, Meta};
-pub use ops::{CausalAttention, CrossEntropy, LayerNorm, RmsNorm};
+pub use ops::{CausalAttention, CrossEntropy, LayerNorm, RmsNorm, linear_by_parts};
 pub use tensor::Tensor;

@@ -4,7 +4,7 @@
 //! FLOPs: 2 N I O. Elements moved, each once: N I + I O + N O + O for the product with its bias; by parts the bias is written to all of out first, and read
 //! with it: 2 N O more. GELU by its own kernel reads N O and writes N O; within the product it writes N O, so N O less.
 
-use patchgpt_tensor::{Backend, DType, Destination, Linear, Result};
+use patchgpt_tensor::{DType, Destination, Linear, Result, linear_by_parts};
 
 use super::{gelu, gemm, matmul};
 use crate::blas_lt::Epilogue;
@@ -18,7 +18,7 @@ pub(crate) fn linear(cuda: &Cuda, args: Linear) -> Result<()> {
     }
     let fused = gemm::fused(cuda);
     if !fused.bias || x.dim(1) == 0 || !matches!(x.dtype(), DType::F32 | DType::BF16) {
-        return by_parts(cuda, args);
+        return linear_by_parts(cuda, args);
     }
     let bias = bias.map(|bias| bias.contiguous()).transpose()?;
     let address = bias.as_ref().map(|bias| cuda.address(bias)).transpose()?;
@@ -31,20 +31,10 @@ pub(crate) fn linear(cuda: &Cuda, args: Linear) -> Result<()> {
     let (x, weight) = (matmul::plain(x)?, matmul::plain(&weight.t()?)?);
     let (product, _) = matmul::product(cuda, Destination::write(within.unwrap_or(out)), &x, &weight, 1.0)?;
     if !gemm::with_epilogue(cuda, &product, &epilogue)? {
-        return by_parts(cuda, args);
+        return linear_by_parts(cuda, args);
     }
     match activated {
         Some(activated) if within.is_none() => gelu::forward(cuda, activated, out),
         _ => Ok(()),
     }
-}
-
-/// The bias in every row, the product added to it, GELU of what that gives.
-fn by_parts(cuda: &Cuda, args: Linear) -> Result<()> {
-    let Linear { out, activated, x, weight, bias } = args;
-    if let Some(bias) = bias {
-        cuda.copy(out, &bias.broadcast_to(out.shape())?)?;
-    }
-    cuda.matmul(Destination { tensor: out, accumulate: bias.is_some() }, x, &weight.t()?, 1.0)?;
-    activated.map_or(Ok(()), |activated| gelu::forward(cuda, activated, out))
 }

@@ -9,7 +9,7 @@ use super::matmul::{input, matrix, output};
 use super::parallel::Pool;
 use super::with_float;
 use crate::backend::Linear;
-use crate::{Element, Result};
+use crate::{Element, Layout, Result};
 
 pub(super) fn linear(pool: &Pool, args: Linear) -> Result<()> {
     with_float!("linear", args.out.dtype(), F => product::<F>(pool, args))?;
@@ -26,7 +26,7 @@ fn product<F: Float + Element>(pool: &Pool, Linear { out, x, weight, bias, .. }:
     let inputs: Vec<_> = [Some(x), Some(weight), bias].into_iter().flatten().collect();
     let access = Access::new("linear", &inputs, &[out])?;
     let [n, i, o] = [out.dim(0), x.dim(1), out.dim(1)];
-    let strides = |layout: &crate::Layout| [layout.strides()[0], layout.strides()[1]];
+    let strides = |layout: &Layout| [layout.strides()[0], layout.strides()[1]];
     let [w_row, w_col] = strides(weight.layout());
     let addend = bias.map(|bias| -> Result<Matrix<F>> {
         // One row, for every row of the output.

@@ -52,8 +52,12 @@ fn rows(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<(Tensor, V
     Ok((flat, [leading, &[o]].concat()))
 }
 
-/// The default body of [`Backend::linear`]: the bias in every row, the product added to it, GELU of what that gives.
-pub(crate) fn linear_by_parts<B: Backend + ?Sized>(backend: &B, args: Linear) -> Result<()> {
+/// The default body of [`Backend::linear`], for devices that do not take a problem in one piece: the bias in every row, the product added to it,
+/// GELU of what that gives.
+///
+/// # Errors
+/// Those of the primitives it calls.
+pub fn linear_by_parts<B: Backend + ?Sized>(backend: &B, args: Linear) -> Result<()> {
     let Linear { out, activated, x, weight, bias } = args;
     if let Some(bias) = bias {
         backend.copy(out, &bias.broadcast_to(out.shape())?)?;

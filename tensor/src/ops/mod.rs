@@ -21,7 +21,7 @@ mod swiglu;
 pub use causal_attention::CausalAttention;
 pub use cross_entropy::CrossEntropy;
 pub use layer_norm::LayerNorm;
-pub(crate) use linear::linear_by_parts;
+pub use linear::linear_by_parts;
 pub(crate) use linear_cross_entropy::{HOST_LOGITS, linear_cross_entropy_by_chunks, linear_cross_entropy_on_host};
 pub use rms_norm::RmsNorm;
 
