@@ -11,13 +11,13 @@ mod kernel;
 mod pack;
 mod plan;
 
-use super::isa::{Path, dispatch_on, path};
+use super::isa::{Path, path};
 use super::math::{Float, round};
 use super::memory::{ALIGNMENT, Block};
 use super::parallel::{Pool, blocks};
 use few::FewRows;
 use half::bf16;
-use kernel::{Finish, Panels, on_tile};
+use kernel::{Panels, on_tile};
 use pack::{PackLeft, PackRight, Stored};
 use plan::Plan;
 use std::cell::Cell;
@@ -306,11 +306,10 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     /// # Safety
     /// As [`gemm_batched`].
     unsafe fn nothing(&self, batch: usize) {
-        let zeros = vec![F::ZERO; self.plan.n];
-        for product in (0..batch).map(&self.item) {
-            for row in 0..product.out.rows {
-                let Product { out, addend, .. } = product.block(row, 0, 1, self.plan.n);
-                dispatch_on(self.path, Finish { out, sums: &zeros, pitch: self.plan.n, addend });
+        for Product { out, addend, .. } in (0..batch).map(&self.item) {
+            for place in 0..out.rows * out.cols {
+                // SAFETY: the caller's promise.
+                unsafe { out.put(place / out.cols, place % out.cols, F::ZERO, addend) };
             }
         }
     }
@@ -407,8 +406,9 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         let run = if packed.is_some() { out.cols } else { plan.own_columns() };
         let left_len = out.rows.next_multiple_of(plan.mr) * DEPTH;
         let right_len = if packed.is_some() { 0 } else { run.min(out.cols).next_multiple_of(plan.nr) * plan.depth };
-        let narrow = matches!(out.values, Values::Bf16(_));
-        let sums_len = if narrow { out.rows * out.cols } else { 0 };
+        // An output in bf16 is summed elsewhere until the last block of k.
+        let (blocks, narrow) = (ks.len(), matches!(out.values, Values::Bf16(_)));
+        let sums_len = if narrow && blocks > 1 { out.rows * out.cols } else { 0 };
         let mut buffer = Buffer::take(&OWN, left_len + right_len + sums_len);
         let (left, rest) = buffer.values().split_at_mut(left_len);
         let (right, sums) = rest.split_at_mut(right_len);
@@ -418,12 +418,15 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         } else {
             out
         };
-        for block in ks {
-            let k = plan.block(block);
+        for (index, k) in ks.map(|block| plan.block(block)).enumerate() {
             let values = self.values(&k, a.cols);
             let left_block = a.block(0, values.start, a.rows, values.len());
             let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: left_block });
-            let addend = if k.start > 0 { Some(wide) } else { addend.filter(|_| !narrow) };
+            let last = index + 1 == blocks;
+            let to = if last { out } else { wide };
+            // The addend is as the output, and comes with the last block of one in bf16, with the first of another.
+            let sums = (k.start > 0).then_some(wide);
+            let addend = addend.filter(|_| if narrow { last } else { k.start == 0 });
             for col in (0..out.cols).step_by(run) {
                 let cols = run.min(out.cols - col);
                 let panels = match &packed {
@@ -436,13 +439,11 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                     }
                 };
                 let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
-                let (out, addend) = (block(wide), addend.map(block));
+                let (out, sums, addend) = (block(to), sums.map(block), addend.map(block));
                 let (right, cells) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], self.cells);
-                Panels { out, left, form, right, cells, depth: k.len(), alpha: self.alpha, addend }.multiply(self.path);
+                let panels = Panels { out, sums, left, form, right, cells, depth: k.len(), alpha: self.alpha, addend };
+                panels.multiply(self.path);
             }
-        }
-        if narrow {
-            dispatch_on(self.path, Finish { out, sums, pitch: out.cols, addend });
         }
         buffer.give_back(&OWN);
     }

@@ -5,6 +5,7 @@
 //! handed to a function that stays a call (a thread-local's `with`, a pool's `run`) is compiled for the baseline,
 //! where an FMA is a slow library call; dispatch inside it instead. `PATCHGPT_CPU=portable|avx2|avx512|avx512bf16` forces a path.
 
+use super::math::round;
 use std::sync::OnceLock;
 
 /// The environment variable that forces an instruction path.
@@ -139,6 +140,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             *sum = Self::fma_f32(a[0], b[0], Self::fma_f32(a[1], b[1], *sum));
         }
     }
+
+    /// The bits of bf16 nearest to each of `x`, ties to even; a NaN stays one. AVX512_BF16 makes zeros of subnormal numbers.
+    #[inline(always)]
+    fn round_bf16(x: &[f32], out: &mut [u16]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = round(*x);
+        }
+    }
 }
 
 /// Token of [`Path::Portable`].
@@ -258,6 +267,19 @@ impl Isa for Avx512Bf16 {
             }
         }
     }
+    #[inline(always)]
+    fn round_bf16(x: &[f32], out: &mut [u16]) {
+        use std::arch::x86_64::{__m256bh, _mm512_cvtneps_pbh, _mm512_loadu_ps};
+        let ((vectors, rest), (to, last)) = (x.as_chunks::<16>(), out.as_chunks_mut::<16>());
+        for (x, to) in vectors.iter().zip(to) {
+            // SAFETY: the token exists only where the path's instructions do; vectors are 16 values, of whatever bits.
+            *to =
+                unsafe { std::mem::transmute::<__m256bh, [u16; 16]>(_mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr()))) };
+        }
+        for (x, to) in rest.iter().zip(last) {
+            *to = round(*x);
+        }
+    }
 }
 
 /// A piece of work compiled once for each path. Mark `run` `#[inline(always)]`, and what it calls.
@@ -358,6 +380,41 @@ mod tests {
     #[test]
     fn one_path_multiplies_bf16() {
         assert!(Path::ALL.into_iter().filter(|path| path.multiplies_bf16()).eq([Path::Avx512Bf16]));
+    }
+
+    #[test]
+    fn values_are_rounded_to_the_nearest_bf16_on_every_path() {
+        struct Rounded<'a>(&'a [f32]);
+        impl Kernel for Rounded<'_> {
+            type Output = Vec<u16>;
+            #[inline(always)]
+            fn run<I: Isa>(self, _: I) -> Vec<u16> {
+                let mut out = vec![0; self.0.len()];
+                I::round_bf16(self.0, &mut out);
+                out
+            }
+        }
+        // Ties to even in both directions, neighbours of ties, the largest, an overflow, infinities, zeros; then more than a vector of others.
+        let bits = [
+            0x3F80_8000,
+            0x3F81_8000,
+            0x3F80_7FFF,
+            0x3F80_8001,
+            0x7F7F_0000,
+            0x7F7F_FFFF,
+            0x7F80_0000,
+            0xFF80_0000,
+            0,
+            1 << 31,
+        ];
+        let mut x: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+        x.extend((0..71).map(|i| (i as f32 - 35.3) * 1.37f32.powi(i)));
+        for path in available() {
+            let found = dispatch_bf16_on(path, Rounded(&x));
+            assert!(found.iter().zip(&x).all(|(found, x)| *found == half::bf16::from_f32(*x).to_bits()), "{path:?}");
+            let nan = dispatch_bf16_on(path, Rounded(&[f32::NAN; 33]));
+            assert!(nan.iter().all(|bits| half::bf16::from_bits(*bits).is_nan()), "{path:?}");
+        }
     }
 
     #[test]

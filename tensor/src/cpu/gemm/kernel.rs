@@ -2,8 +2,9 @@
 
 use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on};
 use super::super::math::Float;
-use super::pack::Form;
+use super::pack::{Form, Stored};
 use super::{Cells, DEPTH, Matrix, Values};
+use half::bf16;
 use std::marker::PhantomData;
 
 /// Work compiled once for each instruction path and its register tile.
@@ -61,12 +62,14 @@ pub(super) fn tile<F: Float>(path: Path) -> (usize, usize) {
     on_tile(path, Shape::<F>(PhantomData))
 }
 
-/// `out = alpha a b (+ addend)` for packed panels: `left` by [`PackLeft`](super::pack::PackLeft), `right` by
-/// [`PackRight`](super::pack::PackRight).
+/// `out = alpha a b (+ sums) (+ addend)`, rounded to the type in which `out` is stored, for packed panels: `left` by
+/// [`PackLeft`](super::pack::PackLeft), `right` by [`PackRight`](super::pack::PackRight).
 ///
-/// The maker promises that `out` is valid for writes and the addend for reads, both stored in F.
+/// The maker promises that `out` is valid for writes, sums and addend for reads; the sums, of products with earlier values of k, are stored in F, the
+/// addend as `out` is. Either may be `out`.
 pub(super) struct Panels<'a, F> {
     pub(super) out: Matrix<F>,
+    pub(super) sums: Option<Matrix<F>>,
     pub(super) left: &'a [F],
     pub(super) form: Form,
     pub(super) right: &'a [F],
@@ -95,11 +98,24 @@ impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
 
     #[inline(always)]
     fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) {
+        match self.0.out.values {
+            Values::Wide(_) => self.tiles::<I, F, MR, NR>(isa),
+            Values::Bf16(_) => self.tiles::<I, bf16, MR, NR>(isa),
+        }
+    }
+}
+
+impl<F: Float, M: Multiply> By<Panels<'_, F>, M> {
+    /// All tiles of an output that is stored in S.
+    #[inline(always)]
+    fn tiles<I: Isa, S: Stored<F>, const MR: usize, const NR: usize>(self, isa: I) {
         let Panels { out: Matrix { rows, cols, .. }, left, form, right, depth, alpha, .. } = self.0;
-        let (out, addend) = (Places::of(self.0.out), self.0.addend.map(Places::of));
+        let (out, addend) = (Places::<S>::of(self.0.out), self.0.addend.map(Places::<S>::of));
+        let begun = self.0.sums.map(Places::<F>::of);
         for (right, column) in right.chunks_exact(depth * NR).zip((0..cols).step_by(NR)) {
             for (left, row) in left.chunks_exact(DEPTH * MR).zip((0..rows).step_by(MR)) {
                 let (out, addend) = (out.from(row, column), addend.map(|addend| addend.from(row, column)));
+                let begun = begun.map(|sums| sums.from(row, column));
                 let size = [MR.min(rows - row), NR.min(cols - column)];
                 for i in 0..size[0] {
                     prefetch(out.at(i, 0));
@@ -109,8 +125,8 @@ impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
                     Form::Rows => register_tile::<F, I, M, MR, NR, DEPTH, 1>(isa, left, right),
                     Form::Columns => register_tile::<F, I, M, MR, NR, 1, MR>(isa, left, right),
                 };
-                // SAFETY: the tile lies inside the output and the addend.
-                unsafe { store(isa, out, size, sums, alpha, addend) };
+                // SAFETY: the tile lies inside the output, the sums and the addend.
+                unsafe { store(isa, out, size, sums, alpha, begun, addend) };
             }
         }
     }
@@ -196,22 +212,23 @@ fn register_tile<
     sums
 }
 
-/// Where the values of a matrix stand that is stored in F.
+/// Where the values of a matrix stand that is stored in S.
 #[derive(Clone, Copy)]
-struct Places<F> {
-    first: *mut F,
+struct Places<S> {
+    first: *mut S,
     row_stride: isize,
     col_stride: isize,
 }
 
-impl<F: Float> Places<F> {
+impl<S: Copy> Places<S> {
     /// Those of `matrix`. Panics if it is stored in another type.
-    fn of(matrix: Matrix<F>) -> Self {
+    #[inline(always)]
+    fn of<F>(matrix: Matrix<F>) -> Self
+    where
+        S: Stored<F>,
+    {
         let Matrix { row_stride, col_stride, .. } = matrix;
-        match matrix.values {
-            Values::Wide(first) => Places { first, row_stride, col_stride },
-            Values::Bf16(_) => unreachable!("sums are kept in the type that is computed in"),
-        }
+        Places { first: S::places(matrix.values), row_stride, col_stride }
     }
 
     /// Those from (i, j) on.
@@ -221,42 +238,57 @@ impl<F: Float> Places<F> {
     }
 
     #[inline(always)]
-    fn at(self, i: usize, j: usize) -> *mut F {
+    fn at(self, i: usize, j: usize) -> *mut S {
         self.first.wrapping_offset(i as isize * self.row_stride + j as isize * self.col_stride)
     }
 
     /// The first N values of row i, which are contiguous.
     #[inline(always)]
-    fn row<const N: usize>(self, i: usize) -> *mut [F; N] {
+    fn row<const N: usize>(self, i: usize) -> *mut [S; N] {
         self.at(i, 0).cast()
     }
 }
 
-/// `out = alpha sums (+ addend)` for the first `rows` and `cols` of the sums.
+/// `out = alpha sums (+ begun) (+ addend)` for the first `rows` and `cols` of the sums.
+///
+/// Loops over rows are written out: a closure given to `map` may stay a call, which is not compiled for the instruction path.
 ///
 /// # Safety
-/// As many places are valid, those of `out` for writes and those of the addend for reads.
+/// As many places are valid, those of `out` for writes and those of the others for reads.
 #[inline(always)]
-unsafe fn store<F: Float, I: Isa, const MR: usize, const NR: usize>(
+unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize>(
     isa: I,
-    out: Places<F>,
+    out: Places<S>,
     [rows, cols]: [usize; 2],
     sums: [[F; NR]; MR],
     alpha: F,
-    addend: Option<Places<F>>,
+    begun: Option<Places<F>>,
+    addend: Option<Places<S>>,
 ) {
-    if [rows, cols] == [MR, NR] && out.col_stride == 1 && addend.is_none_or(|addend| addend.col_stride == 1) {
+    let contiguous =
+        [Some(out.col_stride), begun.map(|begun| begun.col_stride), addend.map(|addend| addend.col_stride)];
+    if [rows, cols] == [MR, NR] && contiguous.into_iter().flatten().all(|stride| stride == 1) {
         for (i, sums) in sums.iter().enumerate() {
-            let value = match addend {
-                Some(addend) => {
-                    // SAFETY: NR columns with stride 1 are NR values in a row.
-                    let addend = unsafe { *addend.row::<NR>(i) };
-                    std::array::from_fn(|j| F::fma(isa, alpha, sums[j], addend[j]))
+            let mut value = *sums;
+            for value in &mut value {
+                *value = alpha * *value;
+            }
+            if let Some(begun) = begun {
+                // SAFETY: NR columns with stride 1 are NR values in a row.
+                let begun = unsafe { *begun.row::<NR>(i) };
+                for (value, begun) in value.iter_mut().zip(&begun) {
+                    *value += *begun;
                 }
-                None => sums.map(|sum| alpha * sum),
-            };
+            }
+            if let Some(addend) = addend {
+                // SAFETY: as above.
+                let addend = unsafe { *addend.row::<NR>(i) };
+                for (value, addend) in value.iter_mut().zip(&addend) {
+                    *value += addend.wide();
+                }
+            }
             // SAFETY: as above.
-            unsafe { *out.row(i) = value };
+            unsafe { S::put(isa, &value, &mut *out.row(i)) };
         }
         return;
     }
@@ -266,34 +298,9 @@ unsafe fn store<F: Float, I: Isa, const MR: usize, const NR: usize>(
         for (j, sum) in sums.iter().enumerate().take(cols) {
             // SAFETY: i and j are below the rows and columns of the places.
             unsafe {
-                *out.at(i, j) = match addend {
-                    Some(addend) => F::fma(isa, alpha, *sum, *addend.at(i, j)),
-                    None => alpha * *sum,
-                };
-            }
-        }
-    }
-}
-
-/// `out = sums (+ addend)`, rounded to the type in which `out` is stored. Rows of `sums` start `pitch` values apart.
-///
-/// The maker promises that `out` is valid for writes and the addend for reads.
-pub(super) struct Finish<'a, F> {
-    pub(super) out: Matrix<F>,
-    pub(super) sums: &'a [F],
-    pub(super) pitch: usize,
-    pub(super) addend: Option<Matrix<F>>,
-}
-
-impl<F: Float> Kernel for Finish<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
-        for (i, sums) in self.sums.chunks(self.pitch.max(1)).enumerate().take(self.out.rows) {
-            for (j, &sum) in sums[..self.out.cols].iter().enumerate() {
-                // SAFETY: (i, j) lies inside the matrix, by the maker's promise.
-                unsafe { self.out.put(i, j, sum, self.addend) };
+                let begun = begun.map_or(F::ZERO, |begun| *begun.at(i, j));
+                let addend = addend.map_or(F::ZERO, |addend| (*addend.at(i, j)).wide());
+                S::put(isa, &[alpha * *sum + begun + addend], &mut *out.at(i, j).cast());
             }
         }
     }
