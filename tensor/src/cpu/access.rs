@@ -300,11 +300,6 @@ impl<'a, E: Element> ViewMut<'a, E> {
         unsafe { self.pointer.add(offset) }
     }
 
-    /// Number of rows: the product of all dimensions but the last.
-    pub(crate) fn rows(&self) -> usize {
-        leading(&self.layout)
-    }
-
     /// Row number `i` in row-major order; the last dimension must be contiguous in memory.
     ///
     /// # Safety

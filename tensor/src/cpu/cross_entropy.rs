@@ -6,12 +6,16 @@
 //! rescaled when the maximum rises. Blocks of rows are tasks. Some 20 FLOPs an element; reads V a row, writes V backward.
 
 use super::access::{Access, View, ViewMut};
-use super::isa::{Isa, Kernel, dispatch};
+use super::copy::Convert;
+use super::isa::Isa;
 use super::math::{self, Float};
 use super::parallel::{Pool, blocks};
+use super::rows::{Reader, Rows, RowsMut};
+use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Destination, IGNORE_INDEX};
 use crate::{Element, Result, Tensor};
+use std::ops::Range;
 
 /// Logits that are looked at together: 16 KiB of f32.
 const CHUNK: usize = 4096;
@@ -29,10 +33,22 @@ pub(super) fn cross_entropy(
     with_float!("cross_entropy", logits.dtype(), F => {
         let access = Access::converting(pool, "cross_entropy", &[logits, targets, weights], &[losses, lse])?;
         let (losses, lse) = (access.output::<F>(losses)?, access.output::<F>(lse)?);
-        let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
+        let (logits, targets) = (Rows::<F>::of(&access, logits)?, access.view::<i32>(targets)?.slice());
         let weights = access.view::<F>(weights)?.slice();
         for_row_blocks(pool, &logits, |rows| {
-            dispatch(Losses { rows, logits, targets, weights, losses, lse });
+            let mut reader = logits.reader();
+            for row in rows {
+                let log_sum = log_sum_exp(&mut reader, row, logits.width());
+                let mut loss = F::ZERO;
+                for (target, weight) in valid(targets, weights, row) {
+                    loss += weight * (log_sum - logits.value(row, target));
+                }
+                // SAFETY: the row belongs to this task.
+                unsafe {
+                    set_per_row(&losses, row, loss);
+                    set_per_row(&lse, row, log_sum);
+                }
+            }
         });
         Ok(())
     })
@@ -51,23 +67,46 @@ pub(super) fn cross_entropy_backward(
     with_float!("cross_entropy_backward", logits.dtype(), F => {
         let inputs = [d_losses, logits, lse, targets, weights];
         let access = Access::converting(pool, "cross_entropy_backward", &inputs, &[d_logits.tensor])?;
-        let (accumulate, d_logits) = (d_logits.accumulate, access.destination::<F>(d_logits)?);
+        let accumulate = d_logits.accumulate;
+        let (d_logits, logits) = (RowsMut::of(&access, d_logits)?, Rows::<F>::of(&access, logits)?);
         let (d_losses, lse) = (access.view::<F>(d_losses)?, access.view::<F>(lse)?);
-        let (logits, targets) = (access.view::<F>(logits)?, access.view::<i32>(targets)?.slice());
+        let targets = access.view::<i32>(targets)?.slice();
         let weights = access.view::<F>(weights)?.slice();
         for_row_blocks(pool, &logits, |rows| {
-            dispatch(Gradient { rows, d_logits, accumulate, d_losses, logits, lse, targets, weights });
+            let (mut reader, mut writer) = logits.in_place(&d_logits);
+            for row in rows {
+                let valid = valid(targets, weights, row);
+                let (d_loss, lse) = (per_row(&d_losses, row), per_row(&lse, row));
+                let mut weight = F::ZERO;
+                valid.clone().for_each(|(_, w)| weight += w);
+                let scale = valid.clone().next().map(|_| weight * d_loss);
+                for chunk in chunks(logits.width()) {
+                    let x = reader.part(row, chunk.clone());
+                    let make = |d: &mut [F]| {
+                        gradient_part(accumulate, d, x, scale, lse);
+                        for (target, weight) in valid.clone().filter(|(target, _)| chunk.contains(target)) {
+                            d[target - chunk.start] -= d_loss * weight;
+                        }
+                    };
+                    // SAFETY: the row belongs to this task, and in place the chunk was copied.
+                    unsafe { writer.write_part(row, chunk.clone(), make) };
+                }
+            }
         });
         Ok(())
     })
 }
 
 /// Calls `task` with ranges of rows that cover all of them.
-fn for_row_blocks<F: Element>(pool: &Pool, logits: &View<F>, task: impl Fn(std::ops::Range<usize>) + Sync) {
-    let rows = logits.rows();
-    let width = logits.layout().shape().last().copied().unwrap_or(1);
-    let (count, per_block) = blocks(rows, EXP_COST * width + 1);
+fn for_row_blocks<F: Float + Convert>(pool: &Pool, logits: &Rows<F>, task: impl Fn(Range<usize>) + Sync) {
+    let rows = logits.count();
+    let (count, per_block) = blocks(rows, EXP_COST * logits.width() + 1);
     pool.run(count, |block| task(block * per_block..rows.min((block + 1) * per_block)));
+}
+
+/// The chunks of a row of so many logits.
+fn chunks(width: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..width).step_by(CHUNK).map(move |start| start..width.min(start + CHUNK))
 }
 
 /// The valid targets of a row with their weights.
@@ -99,47 +138,33 @@ unsafe fn set_per_row<F: Element>(view: &ViewMut<F>, row: usize, value: F) {
     unsafe { *view.at(view.layout().offset_of(row)) = value };
 }
 
-/// Forward over a range of rows.
-struct Losses<'a, F> {
-    rows: std::ops::Range<usize>,
-    logits: View<'a, F>,
-    targets: &'a [i32],
-    weights: &'a [F],
-    losses: ViewMut<'a, F>,
-    lse: ViewMut<'a, F>,
-}
-
-impl<F: Float + Element> Kernel for Losses<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        for row in self.rows {
-            let logits = self.logits.row(row);
-            let lse = log_sum_exp(isa, logits);
-            let mut loss = F::ZERO;
-            for (target, weight) in valid(self.targets, self.weights, row) {
-                loss += weight * (lse - logits[target]);
-            }
-            // SAFETY: the row belongs to this task.
-            unsafe {
-                set_per_row(&self.losses, row, loss);
-                set_per_row(&self.lse, row, lse);
-            }
-        }
-    }
-}
-
-/// `log sum e^x`; minus infinity if every x is, NaN if any is.
-#[inline(always)]
-fn log_sum_exp<F: Float, I: Isa>(isa: I, x: &[F]) -> F {
+/// `log sum e^x` of a row; minus infinity if every x is, NaN if any is.
+fn log_sum_exp<F: Float + Convert>(logits: &mut Reader<F>, row: usize, width: usize) -> F {
     let (mut top, mut total) = (F::NEG_INFINITY, F::ZERO);
-    for chunk in x.chunks(CHUNK) {
-        let raised = greater(greatest(chunk), top);
-        total = total * (top - pivot(raised)).exp_flushed(isa) + sum_exp(isa, chunk, pivot(raised));
-        top = raised;
+    for chunk in chunks(width) {
+        (top, total) = add_part(logits.part(row, chunk), top, total);
     }
     pivot(top) + total.ln()
+}
+
+vectorized! {
+    /// The greatest logit so far and the sum of exponentials around it, with those of another chunk.
+    fn add_part<'a, F>(isa: I, x: &'a [F], top: F, total: F) -> (F, F) {
+        let raised = greater(greatest(x), top);
+        (raised, total * (top - pivot(raised)).exp_flushed(isa) + sum_exp(isa, x, pivot(raised)))
+    }
+}
+
+vectorized! {
+    /// `d (+)= scale e^(x - lse)`; zeros without a scale, which a row has none of that is not scored.
+    fn gradient_part<'a, F>(isa: I, accumulate: bool, d: &'a mut [F], x: &'a [F], scale: Option<F>, lse: F) -> () {
+        match (scale, accumulate) {
+            (Some(scale), true) => d.iter_mut().zip(x).for_each(|(d, x)| *d += scale * (*x - lse).exp_flushed(isa)),
+            (Some(scale), false) => d.iter_mut().zip(x).for_each(|(d, x)| *d = scale * (*x - lse).exp_flushed(isa)),
+            (None, true) => {}
+            (None, false) => d.fill(F::ZERO),
+        }
+    }
 }
 
 /// What is subtracted before the exponential: the greatest so far; 0 where there is nothing but minus infinity, whose
@@ -182,62 +207,6 @@ fn sum_exp<F: Float, I: Isa>(isa: I, x: &[F], pivot: F) -> F {
         *sum += (*x - pivot).exp_flushed(isa);
     }
     math::sum(isa, &partial)
-}
-
-/// Backward over a range of rows.
-struct Gradient<'a, F> {
-    rows: std::ops::Range<usize>,
-    d_logits: ViewMut<'a, F>,
-    accumulate: bool,
-    d_losses: View<'a, F>,
-    logits: View<'a, F>,
-    lse: View<'a, F>,
-    targets: &'a [i32],
-    weights: &'a [F],
-}
-
-impl<F: Float + Element> Kernel for Gradient<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let in_place = self.d_logits.is_same(&self.logits);
-        for row in self.rows {
-            let valid = valid(self.targets, self.weights, row);
-            // SAFETY: the row belongs to this task, and in place it is reached through this slice only.
-            let d_row = unsafe { self.d_logits.row(row) };
-            if valid.clone().next().is_none() {
-                if !self.accumulate {
-                    d_row.fill(F::ZERO);
-                }
-                continue;
-            }
-            let d_loss = per_row(&self.d_losses, row);
-            let lse = per_row(&self.lse, row);
-            let mut scale = F::ZERO;
-            for (_, weight) in valid.clone() {
-                scale += weight;
-            }
-            scale *= d_loss;
-            if in_place {
-                for d in d_row.iter_mut() {
-                    let p = scale * (*d - lse).exp_flushed(isa);
-                    *d = if self.accumulate { *d + p } else { p };
-                }
-            } else if self.accumulate {
-                for (d, x) in d_row.iter_mut().zip(self.logits.row(row)) {
-                    *d += scale * (*x - lse).exp_flushed(isa);
-                }
-            } else {
-                for (d, x) in d_row.iter_mut().zip(self.logits.row(row)) {
-                    *d = scale * (*x - lse).exp_flushed(isa);
-                }
-            }
-            for (target, weight) in valid {
-                d_row[target] -= d_loss * weight;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

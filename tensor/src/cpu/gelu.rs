@@ -4,7 +4,7 @@ use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
-use super::stream::Writer;
+use super::rows::{Rows, RowsMut};
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -46,14 +46,15 @@ vectorized! {
 /// `out = gelu(x)`.
 pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("gelu", x.dtype(), F => {
-        let access = Access::converting(pool, "gelu", &[x], &[out])?;
-        let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
-        let (count, per_block) = blocks(x.rows(), out.dim(1) * 8);
+        let access = Access::new("gelu", &[x], &[out])?;
+        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let rows = x.count();
+        let (count, per_block) = blocks(rows, x.width() * 8);
         pool.run(count, |b| {
-            let mut writer = Writer::new(out.len(), false);
-            for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
+            let (mut out, mut x) = (out.writer(), x.reader());
+            for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                writer.write(unsafe { o.row(r) }, |out| gelu_row::<F>(out, x.row(r)));
+                unsafe { out.write(r, |out| gelu_row::<F>(out, x.row(r))) };
             }
         });
         Ok(())
@@ -63,14 +64,16 @@ pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 /// `d_x (+)= d_out * gelu'(x)`.
 pub(super) fn gelu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("gelu_backward", x.dtype(), F => {
-        let access = Access::converting(pool, "gelu_backward", &[d_out, x], &[d_x.tensor])?;
-        let (d, g, x) = (access.destination::<F>(d_x)?, access.view::<F>(d_out)?, access.view::<F>(x)?);
-        let (count, per_block) = blocks(x.rows(), d_x.tensor.dim(1) * 8);
+        let access = Access::new("gelu_backward", &[d_out, x], &[d_x.tensor])?;
+        let accumulate = d_x.accumulate;
+        let (d_x, d_out, x) = (RowsMut::<F>::of(&access, d_x)?, Rows::of(&access, d_out)?, Rows::of(&access, x)?);
+        let rows = x.count();
+        let (count, per_block) = blocks(rows, x.width() * 8);
         pool.run(count, |b| {
-            let mut writer = Writer::new(d_x.tensor.len(), d_x.accumulate);
-            for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
+            let (mut d_x, mut d_out, mut x) = (d_x.writer(), d_out.reader(), x.reader());
+            for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                writer.write(unsafe { d.row(r) }, |out| gelu_backward_row::<F>(d_x.accumulate, out, g.row(r), x.row(r)));
+                unsafe { d_x.write(r, |d_x| gelu_backward_row::<F>(accumulate, d_x, d_out.row(r), x.row(r))) };
             }
         });
         Ok(())

@@ -7,7 +7,7 @@ use super::math::{ACCUMULATORS, Float, fold, sum, sum_squares_around};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
 use super::rms_norm::{ROWS, put, sum_blocks};
-use super::stream::Writer;
+use super::rows::{Rows, RowsMut};
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -94,18 +94,20 @@ pub(super) fn layer_norm(
 ) -> Result<()> {
     with_float!("layer_norm", x.dtype(), F => {
         let access = Access::converting(pool, "layer_norm", &[x, weight, bias], &[out, mean, rstd])?;
-        let (o, m, s) = (access.output::<F>(out)?, access.output::<F>(mean)?, access.output::<F>(rstd)?);
-        let (x, weight, bias) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
-        let (count, per_block) = blocks(x.rows(), weight.len() * 4);
+        let (m, s) = (access.output::<F>(mean)?, access.output::<F>(rstd)?);
+        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let (weight, bias) = (access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
+        let rows = x.count();
+        let (count, per_block) = blocks(rows, weight.len() * 4);
         pool.run(count, |b| {
-            let range = b * per_block..((b + 1) * per_block).min(x.rows());
-            let mut writer = Writer::new(out.len(), false);
+            let range = b * per_block..((b + 1) * per_block).min(rows);
+            let (mut out, mut x) = (out.writer(), x.reader());
             // SAFETY: blocks of rows are disjoint.
             let (mean, rstd) = unsafe { (m.slice(range.clone()), s.slice(range.clone())) };
             for (i, r) in range.enumerate() {
                 let row = |out: &mut [F]| forward_row::<F>(out, x.row(r), weight, bias, F::from_f64(eps));
                 // SAFETY: as above.
-                (mean[i], rstd[i]) = writer.write(unsafe { o.row(r) }, row);
+                (mean[i], rstd[i]) = unsafe { out.write(r, row) };
             }
         });
         Ok(())
@@ -128,23 +130,24 @@ pub(super) fn layer_norm_backward(
     with_float!("layer_norm_backward", x.dtype(), F => {
         let outputs: Vec<&Tensor> = [d_x, d_weight, d_bias].iter().flatten().map(|d| d.tensor).collect();
         let access = Access::converting(pool, "layer_norm_backward", &[d_out, x, weight, mean, rstd], &outputs)?;
-        let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
+        let (d_out, x) = (Rows::<F>::of(&access, d_out)?, Rows::<F>::of(&access, x)?);
         let weight = access.view::<F>(weight)?.slice();
         let (mean, rstd) = (access.view::<F>(mean)?.slice(), access.view::<F>(rstd)?.slice());
-        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.destination::<F>(d)?, d.accumulate))).transpose()?;
-        let (rows, c) = (x.rows(), weight.len());
+        let accumulate = d_x.is_some_and(|d| d.accumulate);
+        let d_x = d_x.map(|d| RowsMut::of(&access, d)).transpose()?;
+        let (rows, c) = (x.count(), weight.len());
         // Each block holds a partial row of d_weight and one of d_bias.
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * 2 * c];
         each_mut(pool, &mut partial, (2 * c).max(1), |b, partial| {
             let mut row_d_x = vec![F::default(); c];
-            let mut writer = Writer::new(rows * c, d_x.as_ref().is_none_or(|(_, accumulate)| *accumulate));
+            let (mut d_out, mut x, mut writer) = (d_out.reader(), x.reader(), d_x.map(|d_x| d_x.writer()));
             let (d_weight, d_bias) = partial.split_at_mut(c);
             for r in b * ROWS..((b + 1) * ROWS).min(rows) {
-                let row = Row { d_out: g.row(r), x: x.row(r), weight, mean: mean[r], rstd: rstd[r] };
+                let row = Row { d_out: d_out.row(r), x: x.row(r), weight, mean: mean[r], rstd: rstd[r] };
                 backward_row::<F>(&mut row_d_x, d_weight, d_bias, row);
-                if let Some((d_x, accumulate)) = &d_x {
+                if let Some(d_x) = &mut writer {
                     // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    writer.write(unsafe { d_x.row(r) }, |row| put::<F>(*accumulate, row, &row_d_x));
+                    unsafe { d_x.write(r, |row| put::<F>(accumulate, row, &row_d_x)) };
                 }
             }
         });

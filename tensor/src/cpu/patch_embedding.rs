@@ -9,6 +9,8 @@ use super::access::{Access, View, ViewMut};
 use super::isa::{Isa, Kernel, dispatch};
 use super::math::Float;
 use super::parallel::{Pool, blocks};
+use super::rows::RowsMut;
+use super::stored::{Stored, with_stored};
 use super::stream;
 use super::with_float;
 use crate::ScatterIndex;
@@ -26,16 +28,26 @@ pub(super) fn patch_embedding(pool: &Pool, out: &Tensor, table: &Tensor, ids: &T
             return Ok(());
         }
         let patch = ids.shape().last().copied().unwrap_or(1);
-        let access = Access::converting(pool, "patch_embedding", &[table, ids], &[out])?;
-        let (out, table) = (access.output::<F>(out)?, access.view::<F>(table)?);
+        let access = Access::new("patch_embedding", &[table, ids], &[out])?;
+        let (rows, width) = (out.len() / table.dim(1), table.dim(1));
+        let out = RowsMut::<F>::of(&access, Destination::write(out))?;
         let ids = access.view::<i32>(ids)?.slice();
-        let width = table.layout().shape()[1];
-        let (count, per_block) = blocks(out.rows(), width * (patch + 1));
-        pool.run(count, |block| {
-            let rows = block * per_block..out.rows().min((block + 1) * per_block);
-            dispatch(Means { rows, out, table, ids, patch });
-        });
-        Ok(())
+        let (count, per_block) = blocks(rows, width * (patch + 1));
+        with_stored!(table.dtype(), F, S => {
+            let table = access.view::<S>(table)?;
+            let (start, stride) = (table.layout().offset(), table.layout().strides()[0]);
+            pool.run(count, |block| {
+                let (mut out, mut offsets) = (out.writer(), vec![0; patch]);
+                for row in block * per_block..rows.min((block + 1) * per_block) {
+                    for (offset, &id) in offsets.iter_mut().zip(&ids[row * patch..]) {
+                        *offset = start + id as usize * stride;
+                    }
+                    // SAFETY: the row belongs to this task.
+                    unsafe { out.write(row, |out| dispatch(Mean { out, table, offsets: &offsets })) };
+                }
+            });
+            Ok(())
+        })
     })
 }
 
@@ -48,16 +60,21 @@ fn row_offset(layout: &crate::Layout, i: usize) -> usize {
 /// Adds rows of a matrix strip by strip: `row(offsets[0]) + row(offsets[1]) + ...`, in this order, for columns of `to`,
 /// which `finish` receives with their sums.
 #[inline(always)]
-fn add_rows<F: Float + Element>(x: &View<F>, offsets: &[usize], to: &mut [F], finish: impl Fn(&mut F, F)) {
+fn add_rows<F: Float, S: Stored<F> + Element>(
+    x: &View<S>,
+    offsets: &[usize],
+    to: &mut [F],
+    finish: impl Fn(&mut F, F),
+) {
     let mut column = 0;
     let (strips, rest) = to.as_chunks_mut::<STRIP>();
     for strip in strips {
         let mut sums = [F::ZERO; STRIP];
         for &offset in offsets {
             // SAFETY: `offset` starts a row of the view that is as wide as `to`; the columns lie inside it.
-            let row = unsafe { &*x.at(offset + column).cast::<[F; STRIP]>() };
+            let row = unsafe { &*x.at(offset + column).cast::<[S; STRIP]>() };
             for i in 0..STRIP {
-                sums[i] += row[i];
+                sums[i] += row[i].wide();
             }
         }
         for i in 0..STRIP {
@@ -69,38 +86,26 @@ fn add_rows<F: Float + Element>(x: &View<F>, offsets: &[usize], to: &mut [F], fi
         let mut sum = F::ZERO;
         for &offset in offsets {
             // SAFETY: as above.
-            sum += unsafe { *x.at(offset + column + i) };
+            sum += unsafe { *x.at(offset + column + i) }.wide();
         }
         finish(value, sum);
     }
 }
 
-/// Forward over a range of rows.
-struct Means<'a, F> {
-    rows: Range<usize>,
-    out: ViewMut<'a, F>,
-    table: View<'a, F>,
-    ids: &'a [i32],
-    patch: usize,
+/// The mean of rows of the table.
+struct Mean<'a, F, S> {
+    out: &'a mut [F],
+    table: View<'a, S>,
+    offsets: &'a [usize],
 }
 
-impl<F: Float + Element> Kernel for Means<'_, F> {
+impl<F: Float, S: Stored<F> + Element> Kernel for Mean<'_, F, S> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        let share = F::ONE / F::from_f64(self.patch as f64);
-        let (start, stride) = (self.table.layout().offset(), self.table.layout().strides()[0]);
-        let mut offsets = vec![0; self.patch];
-        for row in self.rows {
-            let ids = &self.ids[row * self.patch..(row + 1) * self.patch];
-            for (offset, &id) in offsets.iter_mut().zip(ids) {
-                *offset = start + id as usize * stride;
-            }
-            // SAFETY: the row belongs to this task.
-            let out = unsafe { self.out.row(row) };
-            add_rows(&self.table, &offsets, out, |value, sum| *value = sum * share);
-        }
+        let share = F::ONE / F::from_f64(self.offsets.len() as f64);
+        add_rows(&self.table, self.offsets, self.out, |value, sum| *value = sum * share);
     }
 }
 
@@ -118,33 +123,33 @@ pub(super) fn patch_embedding_backward(
         let access = Access::converting(pool, "patch_embedding_backward", &[d_out, index.order(), index.offsets()], &[d_table.tensor])?;
         let order = access.view::<i32>(index.order())?.slice();
         let width = d_table.tensor.dim(1);
-        let scatter = Scatter {
-            d_table: access.destination::<F>(d_table)?,
-            accumulate: d_table.accumulate,
-            d_out: access.view::<F>(d_out)?,
-            order,
-            offsets: access.view::<i32>(index.offsets())?.slice(),
-            patch,
-            per_block: blocks(order.len(), width).1,
-        };
-        let partials: Vec<OnceLock<Partials<F>>> = (0..scatter.blocks()).map(|_| OnceLock::new()).collect();
-        pool.run(partials.len(), |block| {
-            partials[block].get_or_init(|| dispatch(BlockSums { scatter: &scatter, block }));
-        });
-        let (count, per_task) = blocks(scatter.offsets.len() - 1, width);
-        pool.run(count, |task| {
-            let ids = task * per_task..(scatter.offsets.len() - 1).min((task + 1) * per_task);
-            dispatch(Rest { scatter: &scatter, partials: &partials, ids });
-        });
-        Ok(())
+        let (accumulate, d_table) = (d_table.accumulate, access.destination::<F>(d_table)?);
+        let (offsets, per_block) = (access.view::<i32>(index.offsets())?.slice(), blocks(order.len(), width).1);
+        with_stored!(d_out.dtype(), F, S => {
+            let d_out = access.view::<S>(d_out)?;
+            scatter(pool, &Scatter { d_table, accumulate, d_out, order, offsets, patch, per_block });
+            Ok(())
+        })
     })
 }
 
+fn scatter<F: Float + Element, S: Stored<F> + Element>(pool: &Pool, scatter: &Scatter<F, S>) {
+    let partials: Vec<OnceLock<Partials<F>>> = (0..scatter.blocks()).map(|_| OnceLock::new()).collect();
+    pool.run(partials.len(), |block| {
+        partials[block].get_or_init(|| dispatch(BlockSums { scatter, block }));
+    });
+    let (count, per_task) = blocks(scatter.offsets.len() - 1, scatter.width());
+    pool.run(count, |task| {
+        let ids = task * per_task..(scatter.offsets.len() - 1).min((task + 1) * per_task);
+        dispatch(Rest { scatter, partials: &partials, ids });
+    });
+}
+
 /// What the tasks of the backward share.
-struct Scatter<'a, F> {
+struct Scatter<'a, F, S> {
     d_table: ViewMut<'a, F>,
     accumulate: bool,
-    d_out: View<'a, F>,
+    d_out: View<'a, S>,
     order: &'a [i32],
     offsets: &'a [i32],
     patch: usize,
@@ -159,7 +164,12 @@ struct Partials<F> {
     later: Vec<F>,
 }
 
-impl<F: Float + Element> Scatter<'_, F> {
+impl<F: Float + Element, S> Scatter<'_, F, S> {
+    /// Elements of a row of the table.
+    fn width(&self) -> usize {
+        self.d_table.layout().shape()[1]
+    }
+
     fn blocks(&self) -> usize {
         self.order.len().div_ceil(self.per_block)
     }
@@ -179,12 +189,12 @@ impl<F: Float + Element> Scatter<'_, F> {
 }
 
 /// First pass, one block of positions.
-struct BlockSums<'a, F> {
-    scatter: &'a Scatter<'a, F>,
+struct BlockSums<'a, F, S> {
+    scatter: &'a Scatter<'a, F, S>,
     block: usize,
 }
 
-impl<F: Float + Element> Kernel for BlockSums<'_, F> {
+impl<F: Float + Element, S: Stored<F> + Element> Kernel for BlockSums<'_, F, S> {
     type Output = Partials<F>;
 
     #[inline(always)]
@@ -193,7 +203,7 @@ impl<F: Float + Element> Kernel for BlockSums<'_, F> {
         let block = self.block * per_block..order.len().min((self.block + 1) * per_block);
         let rows: Vec<usize> =
             order[block.clone()].iter().map(|&p| row_offset(d_out.layout(), p as usize / patch)).collect();
-        let width = d_table.layout().shape()[1];
+        let width = self.scatter.width();
         let mut partials = Partials { earlier: Vec::new(), later: Vec::new() };
         // The id of the block's first position: the last one that starts at or before it.
         let mut id = offsets.partition_point(|&start| start as usize <= block.start) - 1;
@@ -221,19 +231,19 @@ impl<F: Float + Element> Kernel for BlockSums<'_, F> {
 }
 
 /// Second pass, a range of ids: those that lie across blocks, and those that do not occur.
-struct Rest<'a, F> {
-    scatter: &'a Scatter<'a, F>,
+struct Rest<'a, F, S> {
+    scatter: &'a Scatter<'a, F, S>,
     partials: &'a [OnceLock<Partials<F>>],
     ids: Range<usize>,
 }
 
-impl<F: Float + Element> Kernel for Rest<'_, F> {
+impl<F: Float + Element, S: Stored<F> + Element> Kernel for Rest<'_, F, S> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
         let scatter = self.scatter;
-        let width = scatter.d_table.layout().shape()[1];
+        let width = scatter.width();
         let mut sum = vec![F::ZERO; width];
         for id in self.ids {
             let places = scatter.places(id);

@@ -5,8 +5,10 @@
 //! blocks whose sums are added in order, which keeps the error near sqrt(n) roundings. Reads the input once.
 
 use super::access::Access;
+use super::copy::Convert;
 use super::math::{Float, max, sum};
 use super::parallel::{Pool, blocks};
+use super::rows::Rows;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Destination, Reduction};
@@ -116,7 +118,7 @@ fn over_last<F: Float + Element>(
     store(&access, out, &results)
 }
 
-fn over_first<F: Float + Element>(
+fn over_first<F: Float + Convert>(
     pool: &Pool,
     out: Destination,
     op: Reduction,
@@ -125,11 +127,13 @@ fn over_first<F: Float + Element>(
     n: usize,
 ) -> Result<()> {
     let access = Access::converting(pool, "reduce", &[x], &[out.tensor])?;
-    let x = access.view::<F>(x)?.slice();
+    let x = x.view(&[count, n])?;
+    let x = Rows::<F>::of(&access, &x)?;
     let mut partial = vec![start::<F>(op); count.div_ceil(ROWS).max(1) * n];
     each_mut(pool, &mut partial, n.max(1), |b, part| {
+        let mut x = x.reader();
         for r in b * ROWS..((b + 1) * ROWS).min(count) {
-            fold_row(op, part, &x[r * n..(r + 1) * n]);
+            fold_row(op, part, x.row(r));
         }
     });
     let (first, rest) = partial.split_at_mut(n);

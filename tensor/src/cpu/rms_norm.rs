@@ -5,7 +5,7 @@ use super::access::Access;
 use super::math::{Float, dot, sum_squares};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
-use super::stream::Writer;
+use super::rows::{Rows, RowsMut};
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -65,18 +65,19 @@ pub(super) fn put<F: Float>(accumulate: bool, out: &mut [F], x: &[F]) {
 pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
     with_float!("rms_norm", x.dtype(), F => {
         let access = Access::converting(pool, "rms_norm", &[x, weight], &[out, rstd])?;
-        let (o, s) = (access.output::<F>(out)?, access.output::<F>(rstd)?);
-        let (x, weight) = (access.view::<F>(x)?, access.view::<F>(weight)?.slice());
-        let (count, per_block) = blocks(x.rows(), weight.len() * 3);
+        let (s, weight) = (access.output::<F>(rstd)?, access.view::<F>(weight)?.slice());
+        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let rows = x.count();
+        let (count, per_block) = blocks(rows, weight.len() * 3);
         pool.run(count, |b| {
-            let range = b * per_block..((b + 1) * per_block).min(x.rows());
-            let mut writer = Writer::new(out.len(), false);
+            let range = b * per_block..((b + 1) * per_block).min(rows);
+            let (mut out, mut x) = (out.writer(), x.reader());
             // SAFETY: blocks of rows are disjoint.
             let rstd = unsafe { s.slice(range.clone()) };
             for (r, rstd) in range.zip(rstd) {
                 let row = |out: &mut [F]| forward_row::<F>(out, x.row(r), weight, F::from_f64(eps));
                 // SAFETY: as above.
-                *rstd = writer.write(unsafe { o.row(r) }, row);
+                *rstd = unsafe { out.write(r, row) };
             }
         });
         Ok(())
@@ -96,19 +97,20 @@ pub(super) fn rms_norm_backward(
     with_float!("rms_norm_backward", x.dtype(), F => {
         let outputs: Vec<&Tensor> = [d_x, d_weight].iter().flatten().map(|d| d.tensor).collect();
         let access = Access::converting(pool, "rms_norm_backward", &[d_out, x, weight, rstd], &outputs)?;
-        let (g, x) = (access.view::<F>(d_out)?, access.view::<F>(x)?);
+        let (d_out, x) = (Rows::<F>::of(&access, d_out)?, Rows::<F>::of(&access, x)?);
         let (weight, rstd) = (access.view::<F>(weight)?.slice(), access.view::<F>(rstd)?.slice());
-        let d_x = d_x.map(|d| Ok::<_, crate::Error>((access.destination::<F>(d)?, d.accumulate))).transpose()?;
-        let (rows, c) = (x.rows(), weight.len());
+        let accumulate = d_x.is_some_and(|d| d.accumulate);
+        let d_x = d_x.map(|d| RowsMut::of(&access, d)).transpose()?;
+        let (rows, c) = (x.count(), weight.len());
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
         each_mut(pool, &mut partial, c.max(1), |b, partial| {
             let mut scratch = vec![F::default(); c];
-            let mut writer = Writer::new(rows * c, d_x.as_ref().is_none_or(|(_, accumulate)| *accumulate));
+            let (mut d_out, mut x, mut writer) = (d_out.reader(), x.reader(), d_x.map(|d_x| d_x.writer()));
             for (r, &rstd) in rstd.iter().enumerate().take(rows).skip(b * ROWS).take(ROWS) {
-                backward_row::<F>(&mut scratch, partial, g.row(r), x.row(r), weight, rstd);
-                if let Some((d_x, accumulate)) = &d_x {
+                backward_row::<F>(&mut scratch, partial, d_out.row(r), x.row(r), weight, rstd);
+                if let Some(d_x) = &mut writer {
                     // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    writer.write(unsafe { d_x.row(r) }, |row| put::<F>(*accumulate, row, &scratch));
+                    unsafe { d_x.write(r, |row| put::<F>(accumulate, row, &scratch)) };
                 }
             }
         });

@@ -3,10 +3,10 @@
 use super::access::Access;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
-use super::stream::Writer;
+use super::rows::{Rows, RowsMut};
 use super::vectorized::vectorized;
 use super::with_float;
-use crate::{Result, Tensor};
+use crate::{Destination, Result, Tensor};
 
 vectorized! {
     fn turn<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], cos: &'a [F], sin: &'a [F], sign: F) -> () {
@@ -21,37 +21,23 @@ vectorized! {
     }
 }
 
-vectorized! {
-    fn turn_in_place<'a, F>(isa: I, x: &'a mut [F], cos: &'a [F], sin: &'a [F], sign: F) -> () {
-        let (low, high) = x.split_at_mut(cos.len());
-        for (((a, b), &c), &s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-            let s = sign * s;
-            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-        }
-    }
-}
-
 /// Rotates every head of [B, T, H, D].
 pub(super) fn rope(pool: &Pool, out: &Tensor, x: &Tensor, cos: &Tensor, sin: &Tensor, inverse: bool) -> Result<()> {
     with_float!("rope", x.dtype(), F => {
         let access = Access::converting(pool, "rope", &[x, cos, sin], &[out])?;
-        let o = access.output::<F>(out)?;
-        let (view, cos, sin) = (access.view::<F>(x)?, access.view::<F>(cos)?, access.view::<F>(sin)?);
-        let in_place = o.is_same(&view);
+        let (out, rows) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let (cos, sin) = (access.view::<F>(cos)?, access.view::<F>(sin)?);
         let sign = if inverse { -F::ONE } else { F::ONE };
         let (positions, heads) = (x.dim(1), x.dim(2));
         let (count, per_block) = blocks(x.dim(0) * positions, heads * x.dim(3) * 2);
         pool.run(count, |b| {
-            let mut writer = Writer::new(out.len(), false);
+            let (mut rows, mut out) = rows.in_place(&out);
             for position in b * per_block..((b + 1) * per_block).min(x.dim(0) * positions) {
                 let (c, s) = (cos.row(position % positions), sin.row(position % positions));
                 for r in position * heads..(position + 1) * heads {
-                    // SAFETY: rows of different tasks are disjoint; in place the row is read through this slice alone.
-                    let to = unsafe { o.row(r) };
-                    match in_place {
-                        true => turn_in_place::<F>(to, c, s, sign),
-                        false => writer.write(to, |out| turn::<F>(out, view.row(r), c, s, sign)),
-                    }
+                    let row = rows.row(r);
+                    // SAFETY: rows of different tasks are disjoint; in place the row was copied.
+                    unsafe { out.write(r, |out| turn::<F>(out, row, c, s, sign)) };
                 }
             }
         });

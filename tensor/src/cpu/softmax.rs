@@ -4,7 +4,7 @@
 use super::access::Access;
 use super::math::{dot, max};
 use super::parallel::{Pool, blocks};
-use super::stream::Writer;
+use super::rows::{Rows, RowsMut};
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -32,14 +32,15 @@ vectorized! {
 /// Softmax of every row.
 pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
     with_float!("softmax", x.dtype(), F => {
-        let access = Access::converting(pool, "softmax", &[x], &[out])?;
-        let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
-        let (count, per_block) = blocks(x.rows(), out.dim(1) * 16);
+        let access = Access::new("softmax", &[x], &[out])?;
+        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let rows = x.count();
+        let (count, per_block) = blocks(rows, x.width() * 16);
         pool.run(count, |b| {
-            let mut writer = Writer::new(out.len(), false);
-            for r in b * per_block..((b + 1) * per_block).min(x.rows()) {
+            let (mut out, mut x) = (out.writer(), x.reader());
+            for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                writer.write(unsafe { o.row(r) }, |out| softmax_row::<F>(out, x.row(r)));
+                unsafe { out.write(r, |out| softmax_row::<F>(out, x.row(r))) };
             }
         });
         Ok(())
@@ -49,14 +50,16 @@ pub(super) fn softmax(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
 /// Gradient of every row.
 pub(super) fn softmax_backward(pool: &Pool, d_x: Destination, d_y: &Tensor, y: &Tensor) -> Result<()> {
     with_float!("softmax_backward", y.dtype(), F => {
-        let access = Access::converting(pool, "softmax_backward", &[d_y, y], &[d_x.tensor])?;
-        let (d, g, y) = (access.destination::<F>(d_x)?, access.view::<F>(d_y)?, access.view::<F>(y)?);
-        let (count, per_block) = blocks(y.rows(), d_x.tensor.dim(1) * 4);
+        let access = Access::new("softmax_backward", &[d_y, y], &[d_x.tensor])?;
+        let accumulate = d_x.accumulate;
+        let (d_x, d_y, y) = (RowsMut::<F>::of(&access, d_x)?, Rows::of(&access, d_y)?, Rows::of(&access, y)?);
+        let rows = y.count();
+        let (count, per_block) = blocks(rows, y.width() * 4);
         pool.run(count, |b| {
-            let mut writer = Writer::new(d_x.tensor.len(), d_x.accumulate);
-            for r in b * per_block..((b + 1) * per_block).min(y.rows()) {
+            let (mut d_x, mut d_y, mut y) = (d_x.writer(), d_y.reader(), y.reader());
+            for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                writer.write(unsafe { d.row(r) }, |out| softmax_backward_row::<F>(d_x.accumulate, out, g.row(r), y.row(r)));
+                unsafe { d_x.write(r, |d_x| softmax_backward_row::<F>(accumulate, d_x, d_y.row(r), y.row(r))) };
             }
         });
         Ok(())

@@ -3,8 +3,8 @@
 
 use super::super::isa::Isa;
 use super::super::math::{self, Float};
+use super::super::stored::Stored;
 use super::kernel::Tiled;
-use super::pack::Stored;
 use super::{Matrix, Values};
 use half::bf16;
 

@@ -2,7 +2,8 @@
 
 use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on};
 use super::super::math::Float;
-use super::pack::{Form, Stored};
+use super::super::stored::Stored;
+use super::pack::Form;
 use super::{Cells, DEPTH, Matrix, Values};
 use half::bf16;
 use std::marker::PhantomData;
@@ -108,7 +109,7 @@ impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
 impl<F: Float, M: Multiply> By<Panels<'_, F>, M> {
     /// All tiles of an output that is stored in S.
     #[inline(always)]
-    fn tiles<I: Isa, S: Stored<F>, const MR: usize, const NR: usize>(self, isa: I) {
+    fn tiles<I: Isa, S: Output<F>, const MR: usize, const NR: usize>(self, isa: I) {
         let Panels { out: Matrix { rows, cols, .. }, left, form, right, depth, alpha, .. } = self.0;
         let (out, addend) = (Places::<S>::of(self.0.out), self.0.addend.map(Places::<S>::of));
         let begun = self.0.sums.map(Places::<F>::of);
@@ -212,6 +213,32 @@ fn register_tile<
     sums
 }
 
+/// A type in which an output is stored.
+trait Output<F>: Stored<F> {
+    /// The first of values stored in this type. Panics if they are stored in another.
+    fn first(values: Values<F>) -> *mut Self;
+}
+
+impl<F: Float> Output<F> for F {
+    #[inline(always)]
+    fn first(values: Values<F>) -> *mut F {
+        match values {
+            Values::Wide(first) => first,
+            Values::Bf16(_) => unreachable!("stored in bf16, not in the type that is computed in"),
+        }
+    }
+}
+
+impl<F: Float> Output<F> for bf16 {
+    #[inline(always)]
+    fn first(values: Values<F>) -> *mut bf16 {
+        match values {
+            Values::Bf16(first) => first,
+            Values::Wide(_) => unreachable!("stored in the type that is computed in, not in bf16"),
+        }
+    }
+}
+
 /// Where the values of a matrix stand that is stored in S.
 #[derive(Clone, Copy)]
 struct Places<S> {
@@ -225,10 +252,10 @@ impl<S: Copy> Places<S> {
     #[inline(always)]
     fn of<F>(matrix: Matrix<F>) -> Self
     where
-        S: Stored<F>,
+        S: Output<F>,
     {
         let Matrix { row_stride, col_stride, .. } = matrix;
-        Places { first: S::places(matrix.values), row_stride, col_stride }
+        Places { first: S::first(matrix.values), row_stride, col_stride }
     }
 
     /// Those from (i, j) on.

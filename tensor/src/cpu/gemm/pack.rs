@@ -1,66 +1,13 @@
 //! Packing: a matrix in the order in which register tiles read it, as cells of values in the type that is computed in or of pairs of bf16.
 
 use super::super::isa::Isa;
-use super::super::math::{Float, widen};
+use super::super::math::Float;
+use super::super::stored::Stored;
 use super::super::transpose::{SQUARE, transpose};
 use super::kernel::Tiled;
 use super::{Cells, DEPTH, Matrix, Values};
 use half::bf16;
 use std::marker::PhantomData;
-
-/// A stored type, read as F.
-pub(super) trait Stored<F>: Copy {
-    /// The value, exact.
-    fn wide(self) -> F;
-    /// Stores values, rounded to nearest even.
-    fn put<I: Isa, const N: usize>(isa: I, values: &[F; N], to: &mut [Self; N]);
-    /// The first of values stored in this type. Panics if they are stored in another.
-    fn places(values: Values<F>) -> *mut Self;
-}
-
-impl<F: Float> Stored<F> for F {
-    #[inline(always)]
-    fn wide(self) -> F {
-        self
-    }
-
-    #[inline(always)]
-    fn put<I: Isa, const N: usize>(_: I, values: &[F; N], to: &mut [F; N]) {
-        *to = *values;
-    }
-
-    #[inline(always)]
-    fn places(values: Values<F>) -> *mut F {
-        match values {
-            Values::Wide(first) => first,
-            Values::Bf16(_) => unreachable!("stored in bf16, not in the type that is computed in"),
-        }
-    }
-}
-
-impl<F: Float> Stored<F> for bf16 {
-    #[inline(always)]
-    fn wide(self) -> F {
-        F::from_f64(f64::from(widen(self.to_bits())))
-    }
-
-    #[inline(always)]
-    fn put<I: Isa, const N: usize>(_: I, values: &[F; N], to: &mut [bf16; N]) {
-        let mut narrow = [0.0; N];
-        for (to, value) in narrow.iter_mut().zip(values) {
-            *to = value.to_f64() as f32;
-        }
-        I::round_bf16(&narrow, bytemuck::cast_slice_mut(to));
-    }
-
-    #[inline(always)]
-    fn places(values: Values<F>) -> *mut bf16 {
-        match values {
-            Values::Bf16(first) => first,
-            Values::Wide(_) => unreachable!("stored in the type that is computed in, not in bf16"),
-        }
-    }
-}
 
 /// How a cell is made of what is stored.
 trait Pack<F> {

@@ -1,0 +1,213 @@
+//! Rows of a tensor as a kernel computes with them, whatever they are stored in: a row of bf16 is widened into a buffer of the task that reads it,
+//! and rounded from one in which it was made, so that of a tensor no more than a row exists twice, in a cache. Where the processor has AVX512_BF16, results
+//! that are subnormal numbers become zeros.
+
+use std::ops::Range;
+use std::slice::SliceIndex;
+
+use half::bf16;
+
+use super::access::{Access, View, ViewMut};
+use super::copy;
+use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
+use super::math::Float;
+use super::stored::Stored;
+use super::stream;
+use crate::{DType, Destination, Result, Tensor};
+
+/// The rows of an input: all of its dimensions but the last, which is contiguous, in row-major order.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a, F> {
+    /// Stored in the type that is computed in.
+    Wide(View<'a, F>),
+    Bf16(View<'a, bf16>),
+}
+
+impl<'a, F: Float + copy::Convert> Rows<'a, F> {
+    pub(super) fn of(access: &'a Access, tensor: &'a Tensor) -> Result<Self> {
+        match tensor.dtype() {
+            DType::BF16 => Ok(Rows::Bf16(access.view(tensor)?)),
+            _ => Ok(Rows::Wide(access.view(tensor)?)),
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Rows::Wide(view) => view.rows(),
+            Rows::Bf16(view) => view.rows(),
+        }
+    }
+
+    /// Elements of a row.
+    pub(super) fn width(&self) -> usize {
+        let layout = match self {
+            Rows::Wide(view) => view.layout(),
+            Rows::Bf16(view) => view.layout(),
+        };
+        layout.shape().last().copied().unwrap_or(1)
+    }
+
+    /// Element `column` of row `row`.
+    pub(super) fn value(&self, row: usize, column: usize) -> F {
+        match self {
+            Rows::Wide(view) => view.row(row)[column],
+            Rows::Bf16(view) => view.row(row)[column].wide(),
+        }
+    }
+
+    /// For one task.
+    pub(super) fn reader(&self) -> Reader<'a, F> {
+        Reader { rows: *self, copies: false, buffer: Vec::new() }
+    }
+
+    /// For one task, which reads a part of a row before it writes that part of the same row of `out`, which may be this very tensor. Then what is
+    /// read is copied, and what is written stays in a cache, where it was found.
+    pub(super) fn in_place(&self, out: &RowsMut<'a, F>) -> (Reader<'a, F>, Writer<'a, F>) {
+        let copies = out.is_same(self);
+        (Reader { copies, ..self.reader() }, RowsMut { len: if copies { 0 } else { out.len }, ..*out }.writer())
+    }
+}
+
+/// How a task reads rows.
+pub(super) struct Reader<'a, F> {
+    rows: Rows<'a, F>,
+    /// Whether rows that could be read where they are are copied, because they are written next.
+    copies: bool,
+    buffer: Vec<F>,
+}
+
+impl<F: Float + copy::Convert> Reader<'_, F> {
+    pub(super) fn row(&mut self, row: usize) -> &[F] {
+        self.part(row, 0..self.rows.width())
+    }
+
+    /// Elements `range` of row `row`.
+    pub(super) fn part(&mut self, row: usize, range: Range<usize>) -> &[F] {
+        match &self.rows {
+            Rows::Wide(view) if !self.copies => &view.row(row)[range],
+            Rows::Wide(view) => copied(&view.row(row)[range], &mut self.buffer),
+            Rows::Bf16(view) => copied(&view.row(row)[range], &mut self.buffer),
+        }
+    }
+}
+
+/// Values, converted into a buffer.
+fn copied<'a, A: copy::Convert, F: Float + copy::Convert>(from: &[A], buffer: &'a mut Vec<F>) -> &'a [F] {
+    buffer.resize(from.len(), F::ZERO);
+    copy::row(from, buffer);
+    buffer
+}
+
+/// The rows of an output, as [`Rows`].
+#[derive(Clone, Copy)]
+pub(super) struct RowsMut<'a, F> {
+    place: Place<'a, F>,
+    /// Elements of the tensor.
+    len: usize,
+    accumulate: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Place<'a, F> {
+    Wide(ViewMut<'a, F>),
+    Bf16(ViewMut<'a, bf16>),
+}
+
+impl<'a, F: Float + copy::Convert> RowsMut<'a, F> {
+    pub(super) fn of(access: &'a Access, Destination { tensor, accumulate }: Destination<'a>) -> Result<Self> {
+        let place = match tensor.dtype() {
+            DType::BF16 => Place::Bf16(access.view_mut(tensor)?),
+            _ => Place::Wide(access.view_mut(tensor)?),
+        };
+        Ok(RowsMut { place, len: tensor.len(), accumulate })
+    }
+
+    /// Whether an input is this very tensor.
+    fn is_same(&self, input: &Rows<F>) -> bool {
+        match (&self.place, input) {
+            (Place::Wide(to), Rows::Wide(from)) => to.is_same(from),
+            (Place::Bf16(to), Rows::Bf16(from)) => to.is_same(from),
+            _ => false,
+        }
+    }
+
+    /// For one task, which writes rows of its own.
+    pub(super) fn writer(&self) -> Writer<'a, F> {
+        let stream = match self.place {
+            Place::Wide(_) => Stream::Wide(stream::Writer::new(self.len, self.accumulate)),
+            Place::Bf16(_) => Stream::Bf16(stream::Writer::new(self.len, self.accumulate)),
+        };
+        Writer { rows: *self, stream, wide: Vec::new() }
+    }
+}
+
+/// How a task writes rows. What it wrote is visible to others when it is dropped.
+pub(super) struct Writer<'a, F> {
+    rows: RowsMut<'a, F>,
+    stream: Stream<F>,
+    wide: Vec<F>,
+}
+
+enum Stream<F> {
+    Wide(stream::Writer<F>),
+    Bf16(stream::Writer<bf16>),
+}
+
+impl<F: Float + copy::Convert> Writer<'_, F> {
+    /// Lets `make` write row `row`, all of it; it finds there what the output holds only if it adds to it.
+    ///
+    /// # Safety
+    /// As [`ViewMut::row`].
+    pub(super) unsafe fn write<T>(&mut self, row: usize, make: impl FnOnce(&mut [F]) -> T) -> T {
+        // SAFETY: the caller's promise.
+        unsafe { self.write_part(row, .., make) }
+    }
+
+    /// The same for elements `range` of row `row`.
+    ///
+    /// # Safety
+    /// As [`ViewMut::row`].
+    pub(super) unsafe fn write_part<T>(
+        &mut self,
+        row: usize,
+        range: impl SliceIndex<[F], Output = [F]> + SliceIndex<[bf16], Output = [bf16]>,
+        make: impl FnOnce(&mut [F]) -> T,
+    ) -> T {
+        match (&self.rows.place, &mut self.stream) {
+            // SAFETY: the caller's promise.
+            (Place::Wide(view), Stream::Wide(stream)) => stream.write(unsafe { &mut view.row(row)[range] }, make),
+            (Place::Bf16(view), Stream::Bf16(stream)) => {
+                // SAFETY: the caller's promise.
+                let to = unsafe { &mut view.row(row)[range] };
+                self.wide.resize(to.len(), F::ZERO);
+                if self.rows.accumulate {
+                    copy::row(to, &mut self.wide);
+                }
+                let result = make(&mut self.wide);
+                stream.write(to, |to| round(&self.wide, to));
+                result
+            }
+            _ => unreachable!("a writer is made for the type in which its rows are stored"),
+        }
+    }
+}
+
+/// Stores f32 values, those of a row that is stored in bf16.
+fn round<F: Float>(x: &[F], out: &mut [bf16]) {
+    dispatch_bf16_on(path(), Round { x: bytemuck::cast_slice(x), out: bytemuck::cast_slice_mut(out) });
+}
+
+struct Round<'a> {
+    x: &'a [f32],
+    out: &'a mut [u16],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        I::round_bf16(self.x, self.out);
+    }
+}
