@@ -6,11 +6,10 @@
 //! rescaled when the maximum rises. Blocks of rows are tasks. Some 20 FLOPs an element; reads V a row, writes V backward.
 
 use super::access::{Access, View, ViewMut};
-use super::copy::Convert;
 use super::isa::Isa;
 use super::math::{self, Float};
 use super::parallel::{Pool, blocks};
-use super::rows::{Reader, Rows, RowsMut};
+use super::rows::{Reader, Rows, RowsMut, Value};
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Destination, IGNORE_INDEX};
@@ -98,7 +97,7 @@ pub(super) fn cross_entropy_backward(
 }
 
 /// Calls `task` with ranges of rows that cover all of them.
-fn for_row_blocks<F: Float + Convert>(pool: &Pool, logits: &Rows<F>, task: impl Fn(Range<usize>) + Sync) {
+fn for_row_blocks<F: Value>(pool: &Pool, logits: &Rows<F>, task: impl Fn(Range<usize>) + Sync) {
     let rows = logits.count();
     let (count, per_block) = blocks(rows, EXP_COST * logits.width() + 1);
     pool.run(count, |block| task(block * per_block..rows.min((block + 1) * per_block)));
@@ -139,7 +138,7 @@ unsafe fn set_per_row<F: Element>(view: &ViewMut<F>, row: usize, value: F) {
 }
 
 /// `log sum e^x` of a row; minus infinity if every x is, NaN if any is.
-fn log_sum_exp<F: Float + Convert>(logits: &mut Reader<F>, row: usize, width: usize) -> F {
+fn log_sum_exp<F: Value>(logits: &mut Reader<F>, row: usize, width: usize) -> F {
     let (mut top, mut total) = (F::NEG_INFINITY, F::ZERO);
     for chunk in chunks(width) {
         (top, total) = add_part(logits.part(row, chunk), top, total);

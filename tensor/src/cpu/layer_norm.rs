@@ -6,11 +6,11 @@ use super::isa::Isa;
 use super::math::{ACCUMULATORS, Float, fold, sum, sum_squares_around};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
-use super::rms_norm::{ROWS, put, sum_blocks};
+use super::rms_norm::{Input, ROWS, put, sum_blocks};
 use super::rows::{Rows, RowsMut};
 use super::vectorized::vectorized;
 use super::with_float;
-use crate::backend::Destination;
+use crate::backend::{Destination, Residual};
 use crate::{Result, Tensor};
 
 vectorized! {
@@ -80,7 +80,7 @@ vectorized! {
     }
 }
 
-/// `out = (x - mean) * rstd * weight + bias`.
+/// `out = (x - mean) * rstd * weight + bias`, with `sum = x + addend` in place of x where there is a residual.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn layer_norm(
     pool: &Pool,
@@ -88,14 +88,17 @@ pub(super) fn layer_norm(
     mean: &Tensor,
     rstd: &Tensor,
     x: &Tensor,
+    residual: Option<Residual>,
     weight: &Tensor,
     bias: &Tensor,
     eps: f64,
 ) -> Result<()> {
     with_float!("layer_norm", x.dtype(), F => {
-        let access = Access::converting(pool, "layer_norm", &[x, weight, bias], &[out, mean, rstd])?;
+        let (inputs, outputs) = Input::<F>::tensors(x, residual);
+        let (inputs, outputs) = ([&inputs[..], &[weight, bias]].concat(), [&outputs[..], &[out, mean, rstd]].concat());
+        let access = Access::converting(pool, "layer_norm", &inputs, &outputs)?;
         let (m, s) = (access.output::<F>(mean)?, access.output::<F>(rstd)?);
-        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Input::of(&access, x, residual)?);
         let (weight, bias) = (access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
         let rows = x.count();
         let (count, per_block) = blocks(rows, weight.len() * 4);
@@ -105,9 +108,11 @@ pub(super) fn layer_norm(
             // SAFETY: blocks of rows are disjoint.
             let (mean, rstd) = unsafe { (m.slice(range.clone()), s.slice(range.clone())) };
             for (i, r) in range.enumerate() {
-                let row = |out: &mut [F]| forward_row::<F>(out, x.row(r), weight, bias, F::from_f64(eps));
                 // SAFETY: as above.
-                (mean[i], rstd[i]) = unsafe { out.write(r, row) };
+                (mean[i], rstd[i]) = unsafe {
+                    let x = x.row(r);
+                    out.write(r, |out| forward_row::<F>(out, x, weight, bias, F::from_f64(eps)))
+                };
             }
         });
         Ok(())

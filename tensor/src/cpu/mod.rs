@@ -84,13 +84,6 @@ impl Cpu {
     pub fn memory_peak(&self) -> usize {
         self.arena.peak()
     }
-
-    /// What a norm reads: x, or its sum with what is added to it. Rows that fit in a cache are there when the norm comes to them.
-    fn summed<'a>(&self, x: &'a Tensor, residual: Option<Residual<'a>>) -> Result<&'a Tensor> {
-        let Some(Residual { addend, sum }) = residual else { return Ok(x) };
-        self.binary(Destination::write(sum), Binary::Add, x, addend)?;
-        Ok(sum)
-    }
 }
 
 /// Runs a body with the type `$F` set to the Rust type in which a dtype is computed: f32 for bf16, whose views
@@ -205,7 +198,7 @@ impl Backend for Cpu {
         weight: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        rms_norm::rms_norm(&self.pool, out, rstd, self.summed(x, residual)?, weight, eps)
+        rms_norm::rms_norm(&self.pool, out, rstd, x, residual, weight, eps)
     }
 
     fn rms_norm_backward(
@@ -231,7 +224,7 @@ impl Backend for Cpu {
         bias: &Tensor,
         eps: f64,
     ) -> Result<()> {
-        layer_norm::layer_norm(&self.pool, out, mean, rstd, self.summed(x, residual)?, weight, bias, eps)
+        layer_norm::layer_norm(&self.pool, out, mean, rstd, x, residual, weight, bias, eps)
     }
 
     fn layer_norm_backward(

@@ -5,10 +5,9 @@
 //! blocks whose sums are added in order, which keeps the error near sqrt(n) roundings. Reads the input once.
 
 use super::access::Access;
-use super::copy::Convert;
 use super::math::{Float, max, sum};
 use super::parallel::{Pool, blocks};
-use super::rows::Rows;
+use super::rows::{Rows, Value};
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Destination, Reduction};
@@ -118,7 +117,7 @@ fn over_last<F: Float + Element>(
     store(&access, out, &results)
 }
 
-fn over_first<F: Float + Convert>(
+fn over_first<F: Value>(
     pool: &Pool,
     out: Destination,
     op: Reduction,

@@ -5,10 +5,10 @@ use super::access::Access;
 use super::math::{Float, dot, sum_squares};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
-use super::rows::{Rows, RowsMut};
+use super::rows::{Reader, Rows, RowsMut, Value, Writer};
 use super::vectorized::vectorized;
 use super::with_float;
-use crate::backend::Destination;
+use crate::backend::{Destination, Residual};
 use crate::{Element, Result, Tensor};
 
 /// Rows whose contributions to d_weight are summed before blocks are added.
@@ -61,12 +61,83 @@ pub(super) fn put<F: Float>(accumulate: bool, out: &mut [F], x: &[F]) {
     put_row(accumulate, out, x);
 }
 
-/// `out = x * rstd * weight`.
-pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
+vectorized! {
+    fn add_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], addend: &'a [F]) -> () {
+        out.iter_mut().zip(x).zip(addend).for_each(|((o, &x), &a)| *o = x + a)
+    }
+}
+
+/// What a norm is taken of: rows of x, or of `x + addend`, which are then written to a tensor of their own.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a, F> {
+    x: Rows<'a, F>,
+    /// The addend, and the sum as it is written and read.
+    residual: Option<(Rows<'a, F>, RowsMut<'a, F>, Rows<'a, F>)>,
+}
+
+impl<'a, F: Value> Input<'a, F> {
+    /// The tensors that are read and those that are written, for the locks.
+    pub(super) fn tensors<'t>(x: &'t Tensor, residual: Option<Residual<'t>>) -> (Vec<&'t Tensor>, Vec<&'t Tensor>) {
+        let addend = residual.map(|residual| residual.addend);
+        ([Some(x), addend].into_iter().flatten().collect(), residual.map(|residual| residual.sum).into_iter().collect())
+    }
+
+    pub(super) fn of(access: &'a Access, x: &'a Tensor, residual: Option<Residual<'a>>) -> Result<Self> {
+        let residual = residual.map(|Residual { addend, sum }| -> Result<_> {
+            let to = RowsMut::of(access, Destination::write(sum))?.read_again();
+            Ok((Rows::of(access, addend)?, to, Rows::of(access, sum)?))
+        });
+        Ok(Input { x: Rows::of(access, x)?, residual: residual.transpose()? })
+    }
+
+    /// How many rows there are.
+    pub(super) fn count(&self) -> usize {
+        self.x.count()
+    }
+
+    /// For one task, which takes rows of its own.
+    pub(super) fn reader(&self) -> InputReader<'a, F> {
+        let residual = self.residual.map(|(addend, to, sum)| (addend.reader(), to.writer(), sum.reader()));
+        InputReader { x: self.x.reader(), residual }
+    }
+}
+
+/// How a task reads what a norm is taken of.
+pub(super) struct InputReader<'a, F> {
+    x: Reader<'a, F>,
+    residual: Option<(Reader<'a, F>, Writer<'a, F>, Reader<'a, F>)>,
+}
+
+impl<F: Value> InputReader<'_, F> {
+    /// Row `row`, as it is stored: a sum is rounded to its type first.
+    ///
+    /// # Safety
+    /// The row belongs to this task.
+    pub(super) unsafe fn row(&mut self, row: usize) -> &[F] {
+        let Some((addend, to, sum)) = &mut self.residual else { return self.x.row(row) };
+        let (x, addend) = (self.x.row(row), addend.row(row));
+        // SAFETY: the caller's promise.
+        unsafe { to.write(row, |to| add_row::<F>(to, x, addend)) };
+        sum.row(row)
+    }
+}
+
+/// `out = x * rstd * weight`, with `sum = x + addend` in place of x where there is a residual.
+pub(super) fn rms_norm(
+    pool: &Pool,
+    out: &Tensor,
+    rstd: &Tensor,
+    x: &Tensor,
+    residual: Option<Residual>,
+    weight: &Tensor,
+    eps: f64,
+) -> Result<()> {
     with_float!("rms_norm", x.dtype(), F => {
-        let access = Access::converting(pool, "rms_norm", &[x, weight], &[out, rstd])?;
+        let (inputs, outputs) = Input::<F>::tensors(x, residual);
+        let (inputs, outputs) = ([&inputs[..], &[weight]].concat(), [&outputs[..], &[out, rstd]].concat());
+        let access = Access::converting(pool, "rms_norm", &inputs, &outputs)?;
         let (s, weight) = (access.output::<F>(rstd)?, access.view::<F>(weight)?.slice());
-        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
+        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Input::of(&access, x, residual)?);
         let rows = x.count();
         let (count, per_block) = blocks(rows, weight.len() * 3);
         pool.run(count, |b| {
@@ -75,9 +146,11 @@ pub(super) fn rms_norm(pool: &Pool, out: &Tensor, rstd: &Tensor, x: &Tensor, wei
             // SAFETY: blocks of rows are disjoint.
             let rstd = unsafe { s.slice(range.clone()) };
             for (r, rstd) in range.zip(rstd) {
-                let row = |out: &mut [F]| forward_row::<F>(out, x.row(r), weight, F::from_f64(eps));
                 // SAFETY: as above.
-                *rstd = unsafe { out.write(r, row) };
+                *rstd = unsafe {
+                    let x = x.row(r);
+                    out.write(r, |out| forward_row::<F>(out, x, weight, F::from_f64(eps)))
+                };
             }
         });
         Ok(())

@@ -15,6 +15,11 @@ use super::stored::Stored;
 use super::stream;
 use crate::{DType, Destination, Result, Tensor};
 
+/// A type that rows are computed in.
+pub(super) trait Value: Float + copy::Convert {}
+
+impl<F: Float + copy::Convert> Value for F {}
+
 /// The rows of an input: all of its dimensions but the last, which is contiguous, in row-major order.
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'a, F> {
@@ -23,7 +28,7 @@ pub(super) enum Rows<'a, F> {
     Bf16(View<'a, bf16>),
 }
 
-impl<'a, F: Float + copy::Convert> Rows<'a, F> {
+impl<'a, F: Value> Rows<'a, F> {
     pub(super) fn of(access: &'a Access, tensor: &'a Tensor) -> Result<Self> {
         match tensor.dtype() {
             DType::BF16 => Ok(Rows::Bf16(access.view(tensor)?)),
@@ -65,7 +70,7 @@ impl<'a, F: Float + copy::Convert> Rows<'a, F> {
     /// read is copied, and what is written stays in a cache, where it was found.
     pub(super) fn in_place(&self, out: &RowsMut<'a, F>) -> (Reader<'a, F>, Writer<'a, F>) {
         let copies = out.is_same(self);
-        (Reader { copies, ..self.reader() }, RowsMut { len: if copies { 0 } else { out.len }, ..*out }.writer())
+        (Reader { copies, ..self.reader() }, if copies { out.read_again() } else { *out }.writer())
     }
 }
 
@@ -77,7 +82,7 @@ pub(super) struct Reader<'a, F> {
     buffer: Vec<F>,
 }
 
-impl<F: Float + copy::Convert> Reader<'_, F> {
+impl<F: Value> Reader<'_, F> {
     pub(super) fn row(&mut self, row: usize) -> &[F] {
         self.part(row, 0..self.rows.width())
     }
@@ -93,7 +98,7 @@ impl<F: Float + copy::Convert> Reader<'_, F> {
 }
 
 /// Values, converted into a buffer.
-fn copied<'a, A: copy::Convert, F: Float + copy::Convert>(from: &[A], buffer: &'a mut Vec<F>) -> &'a [F] {
+fn copied<'a, A: copy::Convert, F: Value>(from: &[A], buffer: &'a mut Vec<F>) -> &'a [F] {
     buffer.resize(from.len(), F::ZERO);
     copy::row(from, buffer);
     buffer
@@ -114,7 +119,7 @@ enum Place<'a, F> {
     Bf16(ViewMut<'a, bf16>),
 }
 
-impl<'a, F: Float + copy::Convert> RowsMut<'a, F> {
+impl<'a, F: Value> RowsMut<'a, F> {
     pub(super) fn of(access: &'a Access, Destination { tensor, accumulate }: Destination<'a>) -> Result<Self> {
         let place = match tensor.dtype() {
             DType::BF16 => Place::Bf16(access.view_mut(tensor)?),
@@ -130,6 +135,11 @@ impl<'a, F: Float + copy::Convert> RowsMut<'a, F> {
             (Place::Bf16(to), Rows::Bf16(from)) => to.is_same(from),
             _ => false,
         }
+    }
+
+    /// The same rows, kept in a cache however large the tensor is, since the task that writes a row reads it then.
+    pub(super) fn read_again(self) -> Self {
+        RowsMut { len: 0, ..self }
     }
 
     /// For one task, which writes rows of its own.
@@ -154,7 +164,7 @@ enum Stream<F> {
     Bf16(stream::Writer<bf16>),
 }
 
-impl<F: Float + copy::Convert> Writer<'_, F> {
+impl<F: Value> Writer<'_, F> {
     /// Lets `make` write row `row`, all of it; it finds there what the output holds only if it adds to it.
     ///
     /// # Safety
