@@ -250,38 +250,52 @@ unsafe fn gemm_on<F: Float>(
         // SAFETY: the caller's promise.
         unsafe { work.few_rows(pool, batch) };
     } else if work.plan.shared {
-        let mut packed = Buffer::take(&SHARED, work.plan.packed_len());
+        let panels = work.plan.packed_len();
+        let mut shared = Buffer::take(&SHARED, panels + work.plan.sums_len());
+        let (packed, sums) = shared.values().split_at_mut(panels);
+        let sums = sums.as_mut_ptr();
         for items in work.plan.groups(batch) {
             for columns in work.plan.chunks() {
                 for ks in work.plan.deeps() {
-                    let part = Part { items: items.clone(), columns: columns.clone(), ks };
+                    let part = Part { items: items.clone(), columns: columns.clone(), ks, sums };
                     // SAFETY: the caller's promise; the buffer has room for a part.
-                    unsafe { work.pack(pool, &part, packed.values()) };
-                    // SAFETY: the caller's promise; what is read was packed above.
-                    unsafe { work.multiply(pool, &part, Some(&*packed.values())) };
+                    unsafe { work.pack(pool, &part, packed) };
+                    // SAFETY: the caller's promise; what is read was packed above, and the sums have the place that the plan asks for.
+                    unsafe { work.multiply(pool, &part, Some(&*packed)) };
                 }
             }
         }
-        packed.give_back(&SHARED);
+        shared.give_back(&SHARED);
     } else {
-        // SAFETY: the caller's promise.
-        unsafe {
-            work.multiply(pool, &Part { items: 0..batch, columns: 0..work.plan.n, ks: 0..work.plan.blocks() }, None)
-        };
+        let (columns, ks) = (0..work.plan.n, 0..work.plan.blocks());
+        let part = Part { items: 0..batch, columns, ks, sums: std::ptr::null_mut() };
+        // SAFETY: the caller's promise; no blocks of k are left for another part.
+        unsafe { work.multiply(pool, &part, None) };
     }
 }
 
 /// What is done between two times of packing.
-struct Part {
+struct Part<F> {
     /// Products of the batch.
     items: Range<usize>,
     /// Columns of b and out.
     columns: Range<usize>,
     /// Blocks of k.
     ks: Range<usize>,
+    /// Where a part leaves the sums of an output in bf16 to the part with the next blocks of k, if the plan has such: row by row, those of `columns`.
+    sums: *mut F,
 }
 
-impl Part {
+// SAFETY: each task reads and writes sums of its own.
+unsafe impl<F: Send> Sync for Part<F> {}
+
+impl<F: Float> Part<F> {
+    /// The sums that are left to other parts.
+    fn sums(&self, rows: usize) -> Matrix<F> {
+        let cols = self.columns.len();
+        Matrix { values: Values::Wide(self.sums), rows, cols, row_stride: cols as isize, col_stride: 1 }
+    }
+
     /// Where the panels of a block of k stand that begin `col` columns from the first: those of an item together, blocks of k within
     /// it, panels within these.
     fn panels(&self, plan: &Plan, index: usize, k: &Range<usize>, col: usize) -> usize {
@@ -348,7 +362,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     ///
     /// # Safety
     /// The inputs are valid for reads.
-    unsafe fn pack(&self, pool: &Pool, part: &Part, packed: &mut [F]) {
+    unsafe fn pack(&self, pool: &Pool, part: &Part<F>, packed: &mut [F]) {
         let plan = &self.plan;
         let b = (self.item)(0).b;
         // A task reads in the order of memory: whole rows, or whole columns.
@@ -378,7 +392,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     ///
     /// # Safety
     /// As [`gemm_batched`].
-    unsafe fn multiply(&self, pool: &Pool, part: &Part, packed: Option<&[F]>) {
+    unsafe fn multiply(&self, pool: &Pool, part: &Part<F>, packed: Option<&[F]>) {
         let plan = &self.plan;
         let (down, across) = (plan.m.div_ceil(plan.rows), part.columns.len().div_ceil(plan.cols));
         pool.run(part.items.len() * down * across, |task| {
@@ -387,20 +401,23 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let (rows, cols) = (plan.rows.min(plan.m - row), plan.cols.min(part.columns.len() - col));
             let product = (self.item)(part.items.start + index).block(row, part.columns.start + col, rows, cols);
             let packed = packed.map(|packed| move |k: &Range<usize>| &packed[part.panels(plan, index, k, col)..]);
+            let sums = plan.leaves_sums.then(|| part.sums(plan.m).block(row, col, rows, cols));
             // SAFETY: the caller's promise, for a part of the output that no other task has.
-            unsafe { self.task(product, part.ks.clone(), packed) };
+            unsafe { self.task(product, part.ks.clone(), packed, sums) };
         });
     }
 
     /// A product that makes a block of an output.
     ///
     /// # Safety
-    /// As [`gemm_batched`], for the block; `packed` gives panels of `b`, those of the block's columns first.
+    /// As [`gemm_batched`], for the block; `packed` gives panels of `b`, those of the block's columns first; sums that are left to other parts are
+    /// valid for reads and writes.
     unsafe fn task<'p>(
         &self,
         Product { out, a, b, addend }: Product<F>,
         ks: Range<usize>,
         packed: Option<impl Fn(&Range<usize>) -> &'p [F]>,
+        left_to_others: Option<Matrix<F>>,
     ) {
         let plan = &self.plan;
         // Panels that a task packs for itself, as many at a time as fit a second-level cache.
@@ -408,22 +425,26 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         let left_len = out.rows.next_multiple_of(plan.mr) * DEPTH;
         let right_len = if packed.is_some() { 0 } else { run.min(out.cols).next_multiple_of(plan.nr) * plan.depth };
         // An output in bf16 is summed elsewhere until the last block of k.
-        let (blocks, narrow) = (ks.len(), matches!(out.values, Values::Bf16(_)));
-        let sums_len = if narrow && blocks > 1 { out.rows * out.cols } else { 0 };
+        let narrow = matches!(out.values, Values::Bf16(_));
+        let own_sums = narrow && left_to_others.is_none() && ks.len() > 1;
+        let sums_len = if own_sums { out.rows * out.cols } else { 0 };
         let mut buffer = Buffer::take(&OWN, left_len + right_len + sums_len);
         let (left, rest) = buffer.values().split_at_mut(left_len);
         let (right, sums) = rest.split_at_mut(right_len);
-        let wide = if narrow {
-            let values = Values::Wide(sums.as_mut_ptr());
-            Matrix { values, rows: out.rows, cols: out.cols, row_stride: out.cols as isize, col_stride: 1 }
-        } else {
-            out
+        let wide = match left_to_others {
+            Some(sums) => sums,
+            None if own_sums => {
+                let values = Values::Wide(sums.as_mut_ptr());
+                Matrix { values, rows: out.rows, cols: out.cols, row_stride: out.cols as isize, col_stride: 1 }
+            }
+            None => out,
         };
-        for (index, k) in ks.map(|block| plan.block(block)).enumerate() {
+        for block in ks {
+            let k = plan.block(block);
             let values = self.values(&k, a.cols);
             let left_block = a.block(0, values.start, a.rows, values.len());
             let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: left_block });
-            let last = index + 1 == blocks;
+            let last = block + 1 == plan.blocks();
             let to = if last { out } else { wide };
             // The addend is as the output, and comes with the last block of one in bf16, with the first of another.
             let sums = (k.start > 0).then_some(wide);

@@ -12,7 +12,7 @@ const PANEL: usize = 32 << 10;
 const ROWS: usize = 96;
 /// Fewest rows of a task that is cut further.
 const ROWS_LEAST: usize = 24;
-/// Most columns of a task that keeps its sums in a buffer, and that packs its own panels.
+/// Most columns of a task that keeps its sums in a buffer of its own, or that packs its own panels.
 const COLUMNS: usize = 512;
 /// Fewest columns of a task that is cut further: packing rows of a is then below a tenth of the work.
 const COLUMNS_LEAST: usize = 256;
@@ -43,6 +43,8 @@ pub(super) struct Plan {
     /// Columns, and blocks of k, packed at a time where they are.
     chunk: usize,
     deep: usize,
+    /// Whether an output is summed outside of it from one such part of k to the next.
+    pub(super) leaves_sums: bool,
     /// Products whose panels are packed together.
     group: usize,
     /// Rows and columns of a task.
@@ -51,7 +53,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// For `batch` products of [m, n, k]; `narrow` if the output is summed in a buffer.
+    /// For `batch` products of [m, n, k]; `narrow` if the output is stored in bf16, and so summed in a buffer where k has several blocks.
     pub(super) fn new<F: Float>(path: Path, batch: usize, [m, n, k]: [usize; 3], narrow: bool) -> Plan {
         let (mr, nr) = tile::<F>(path);
         let depth = even(k, DEPTH.min(PANEL / (nr * size_of::<F>())), 8);
@@ -60,16 +62,15 @@ impl Plan {
         let most = (values / k.max(1)).max(nr);
         let (mut chunk, mut deep) = (n.next_multiple_of(nr), k.div_ceil(depth));
         if shared && chunk.saturating_mul(k) > values {
-            // A sum in a buffer is finished before the buffer is used again.
-            chunk = even(n, if narrow { most } else { most.max(WIDE) }, nr);
-            if !narrow {
-                deep = deep.min((values / chunk / depth).max(1));
-            }
+            chunk = even(n, most.max(WIDE), nr);
+            deep = deep.min((values / chunk / depth).max(1));
         }
         let group = (most / chunk).clamp(1, batch);
-        let mut plan =
-            Plan { m, n, k, mr, nr, depth, shared, chunk, deep, group, rows: even(m, ROWS, mr), cols: chunk };
-        if narrow || !shared {
+        let blocks = k.div_ceil(depth);
+        let leaves_sums = narrow && deep < blocks;
+        let rows = even(m, ROWS, mr);
+        let mut plan = Plan { m, n, k, mr, nr, depth, shared, chunk, deep, leaves_sums, group, rows, cols: chunk };
+        if !shared || narrow && blocks > 1 && !leaves_sums {
             plan.cols = even(chunk, COLUMNS, nr);
         }
         let together = if shared { group } else { batch };
@@ -136,6 +137,11 @@ impl Plan {
     /// Values that the panels of a group take.
     pub(super) fn packed_len(&self) -> usize {
         self.group * self.k.min(self.deep * self.depth) * self.chunk
+    }
+
+    /// Sums that are kept from one part of k to the next: of all rows and the columns that are packed together.
+    pub(super) fn sums_len(&self) -> usize {
+        if self.leaves_sums { self.m * self.chunk } else { 0 }
     }
 
     /// Columns that a task packs at a time for itself.

@@ -252,6 +252,21 @@ fn what_is_stored_in_bf16_is_summed_in_f32_and_rounded_once() {
     }
 }
 
+#[test]
+fn sums_of_an_output_in_bf16_go_from_one_part_of_k_to_the_next() {
+    use Layout::{Columns, Rows};
+    // More panels than are packed at a time, of pairs too; less under Miri, where there is but one part.
+    for shape in sized(&[[97, 2100, 1020]], &[[7, 3, 11]]) {
+        for path in available() {
+            for cells in [Cells::Values, Cells::Pairs] {
+                let plan = Plan::new::<f32>(path, 1, [shape[0], shape[2], shape[1].div_ceil(cells.values())], true);
+                assert!(plan.leaves_sums || cfg!(miri), "{plan:?}");
+                bf16_stored(path, cells, shape, [Rows, Columns, Rows]);
+            }
+        }
+    }
+}
+
 /// Holds a product of bf16 matrices against that of the same numbers in f32, to the bit: multiples of 1/8, whose sums are exact in any order.
 fn bf16_stored(path: Path, cells: Cells, [m, k, n]: [usize; 3], layouts: [Layout; 3]) {
     let rounded = |x: &f32| bf16::from_f32((x * 8.0).round() / 8.0);
