@@ -6,6 +6,7 @@
 //! while it is packed, unless the processor multiplies it as it is: then panels hold pairs of neighbours along k. A bf16 output is summed in f32 and rounded
 //! once. The work is cut by shape alone and sums over k keep their order, so the bits do not depend on the number of threads.
 
+mod buffer;
 mod few;
 mod kernel;
 mod pack;
@@ -13,16 +14,14 @@ mod plan;
 
 use super::isa::{Path, path};
 use super::math::{Float, round};
-use super::memory::{ALIGNMENT, Block};
 use super::parallel::{Pool, blocks};
 use super::stored::Stored;
+use buffer::{Buffer, OWN, SHARED};
 use few::FewRows;
 use half::bf16;
 use kernel::{Panels, on_tile};
 use pack::{PackLeft, PackRight};
 use plan::Plan;
-use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Most cells along k of a packed panel: a panel of a this deep, and one of b, stay in the first-level cache.
@@ -476,43 +475,6 @@ struct Parts<F>(*mut F);
 
 // SAFETY: each task writes parts of its own.
 unsafe impl<F: Send> Sync for Parts<F> {}
-
-type Place = std::thread::LocalKey<Cell<Option<Block>>>;
-
-thread_local! {
-    /// Packed panels for all tasks of a product that this thread asked for, kept from call to call.
-    static SHARED: Cell<Option<Block>> = const { Cell::new(None) };
-    /// What a task of this thread packs and sums, kept from task to task.
-    static OWN: Cell<Option<Block>> = const { Cell::new(None) };
-}
-
-/// A thread's buffer, taken out while it is used: a product within a product has one of its own.
-struct Buffer<F> {
-    block: Block,
-    length: usize,
-    of: PhantomData<F>,
-}
-
-impl<F: Float> Buffer<F> {
-    /// Room for `length` values, with what was left in it.
-    fn take(place: &'static Place, length: usize) -> Self {
-        let bytes = (length * size_of::<F>()).max(1);
-        // One that is too small is freed first: what it holds is of no use.
-        let block = place.take().filter(|block| block.bytes() >= bytes);
-        let block = block.or_else(|| Block::zeroed(bytes.next_multiple_of(ALIGNMENT)));
-        let block = block.unwrap_or_else(|| std::alloc::handle_alloc_error(std::alloc::Layout::new::<F>()));
-        Buffer { block, length, of: PhantomData }
-    }
-
-    fn values(&mut self) -> &mut [F] {
-        // SAFETY: the block has as many values, aligned and initialised, of a type that any bits are valid for.
-        unsafe { std::slice::from_raw_parts_mut(self.block.pointer().cast::<F>(), self.length) }
-    }
-
-    fn give_back(self, place: &'static Place) {
-        place.set(Some(self.block));
-    }
-}
 
 #[cfg(test)]
 mod tests;

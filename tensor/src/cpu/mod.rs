@@ -6,6 +6,7 @@
 mod access;
 mod adamw;
 mod causal_attention;
+mod cells;
 mod copy;
 mod cross_entropy;
 mod elementwise;

@@ -1,5 +1,6 @@
 //! The innermost loops: a register tile of MR x NR sums over a panel of a and one of b, and what becomes of the sums.
 
+use super::super::cells::{Cell, Pairs, Wide};
 use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on};
 use super::super::math::Float;
 use super::super::stored::Stored;
@@ -84,16 +85,16 @@ impl<F: Float> Panels<'_, F> {
     /// Computes them on `path`, which this processor must have.
     pub(super) fn multiply(self, path: Path) {
         match self.cells {
-            Cells::Values => on_tile(path, By(self, OfValues)),
-            Cells::Pairs => dispatch_bf16_on(path, OnTile(By(self, OfPairs))),
+            Cells::Values => on_tile(path, By(self, PhantomData::<Wide<F>>)),
+            Cells::Pairs => dispatch_bf16_on(path, OnTile(By(self, PhantomData::<Pairs>))),
         }
     }
 }
 
 /// Panels and how their cells are multiplied.
-struct By<P, M>(P, M);
+struct By<P, C>(P, PhantomData<C>);
 
-impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
+impl<F: Float, C: Cell<F>> Tiled for By<Panels<'_, F>, C> {
     type Float = F;
     type Output = ();
 
@@ -106,7 +107,7 @@ impl<F: Float, M: Multiply> Tiled for By<Panels<'_, F>, M> {
     }
 }
 
-impl<F: Float, M: Multiply> By<Panels<'_, F>, M> {
+impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
     /// All tiles of an output that is stored in S.
     #[inline(always)]
     fn tiles<I: Isa, S: Output<F>, const MR: usize, const NR: usize>(self, isa: I) {
@@ -123,8 +124,8 @@ impl<F: Float, M: Multiply> By<Panels<'_, F>, M> {
                 }
                 // One place where sums go: the compiler keeps them in registers only if the loops of both forms end there.
                 let sums = match form {
-                    Form::Rows => register_tile::<F, I, M, MR, NR, DEPTH, 1>(isa, left, right),
-                    Form::Columns => register_tile::<F, I, M, MR, NR, 1, MR>(isa, left, right),
+                    Form::Rows => register_tile::<F, I, C, MR, NR, DEPTH, 1>(isa, left, right),
+                    Form::Columns => register_tile::<F, I, C, MR, NR, 1, MR>(isa, left, right),
                 };
                 // SAFETY: the tile lies inside the output, the sums and the addend.
                 unsafe { store(isa, out, size, sums, alpha, begun, addend) };
@@ -146,32 +147,6 @@ fn prefetch<F>(place: *const F) {
     let _ = place;
 }
 
-/// Products of cells.
-trait Multiply {
-    /// `sums += a * b`, for each of `b`.
-    fn add<F: Float, I: Isa, const NR: usize>(isa: I, a: F, b: &[F; NR], sums: &mut [F; NR]);
-}
-
-/// Of [`Cells::Values`].
-struct OfValues;
-
-impl Multiply for OfValues {
-    #[inline(always)]
-    fn add<F: Float, I: Isa, const NR: usize>(isa: I, a: F, b: &[F; NR], sums: &mut [F; NR]) {
-        F::axpy(isa, a, b, sums);
-    }
-}
-
-/// Of [`Cells::Pairs`], where F is f32.
-struct OfPairs;
-
-impl Multiply for OfPairs {
-    #[inline(always)]
-    fn add<F: Float, I: Isa, const NR: usize>(_: I, a: F, b: &[F; NR], sums: &mut [F; NR]) {
-        I::dot_pairs(bytemuck::cast_slice(&[a])[0], bytemuck::cast_slice(b), bytemuck::cast_slice_mut(sums));
-    }
-}
-
 /// Values of k in one turn of a register tile's loop. Counting takes 3 of the 23 instructions of a turn over one value, which shows where the core is
 /// shared with another thread: 4 to 8% of a product. With 8 values compilers run out of registers.
 const UNROLLED: usize = 4;
@@ -182,7 +157,7 @@ const UNROLLED: usize = 4;
 fn register_tile<
     F: Float,
     I: Isa,
-    M: Multiply,
+    C: Cell<F>,
     const MR: usize,
     const NR: usize,
     const ROW: usize,
@@ -201,13 +176,13 @@ fn register_tile<
     for (group, rows) in groups.iter().enumerate() {
         for (k, b) in rows.iter().enumerate() {
             for (i, sums) in sums.iter_mut().enumerate() {
-                M::add(isa, a(i, group * UNROLLED + k), b, sums);
+                C::add(isa, a(i, group * UNROLLED + k), b, sums);
             }
         }
     }
     for (k, b) in rest.iter().enumerate() {
         for (i, sums) in sums.iter_mut().enumerate() {
-            M::add(isa, a(i, groups.len() * UNROLLED + k), b, sums);
+            C::add(isa, a(i, groups.len() * UNROLLED + k), b, sums);
         }
     }
     sums

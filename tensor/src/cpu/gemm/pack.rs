@@ -1,95 +1,12 @@
 //! Packing: a matrix in the order in which register tiles read it, as cells of values in the type that is computed in or of pairs of bf16.
 
+use super::super::cells::{Cell, Pairs, Wide};
 use super::super::isa::Isa;
 use super::super::math::Float;
-use super::super::stored::Stored;
 use super::super::transpose::{SQUARE, transpose};
 use super::kernel::Tiled;
 use super::{Cells, DEPTH, Matrix, Values};
 use half::bf16;
-use std::marker::PhantomData;
-
-/// How a cell is made of what is stored.
-trait Pack<F> {
-    /// What is stored.
-    type Stored: Copy;
-    /// Values along k in a cell.
-    const VALUES: usize = 1;
-
-    /// The cell that begins with the value at `place`; the next value along k stands `step` further on.
-    ///
-    /// # Safety
-    /// The values are valid for reads.
-    unsafe fn cell(place: *const Self::Stored, step: isize) -> F;
-
-    /// [`SQUARE`] cells of values that stand one after the other.
-    ///
-    /// # Safety
-    /// As above.
-    #[inline(always)]
-    unsafe fn line(place: *const Self::Stored) -> [F; SQUARE] {
-        // SAFETY: the caller's promise.
-        std::array::from_fn(|i| unsafe { Self::cell(place.wrapping_add(i * Self::VALUES), 1) })
-    }
-
-    /// The cell of the value at `place` alone.
-    ///
-    /// # Safety
-    /// As above, for this value.
-    unsafe fn alone(place: *const Self::Stored) -> F;
-}
-
-/// Values, read as F.
-struct Wide<S>(PhantomData<S>);
-
-impl<F: Float, S: Stored<F>> Pack<F> for Wide<S> {
-    type Stored = S;
-
-    #[inline(always)]
-    unsafe fn cell(place: *const S, _: isize) -> F {
-        // SAFETY: the caller's promise.
-        unsafe { *place }.wide()
-    }
-
-    #[inline(always)]
-    unsafe fn line(place: *const S) -> [F; SQUARE] {
-        // SAFETY: the caller's promise.
-        unsafe { place.cast::<[S; SQUARE]>().read_unaligned() }.map(Stored::wide)
-    }
-
-    #[inline(always)]
-    unsafe fn alone(place: *const S) -> F {
-        // SAFETY: the caller's promise.
-        unsafe { *place }.wide()
-    }
-}
-
-/// Pairs of bf16; F is f32.
-struct Pairs;
-
-/// The bits of a pair as an f32.
-#[inline(always)]
-fn pair<F: Float>(bits: u32) -> F {
-    bytemuck::cast_slice(&[bits])[0]
-}
-
-impl<F: Float> Pack<F> for Pairs {
-    type Stored = bf16;
-    const VALUES: usize = 2;
-
-    #[inline(always)]
-    unsafe fn cell(place: *const bf16, step: isize) -> F {
-        // SAFETY: the caller's promise.
-        let [first, second] = unsafe { [*place, *place.wrapping_offset(step)] };
-        pair(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    unsafe fn alone(place: *const bf16) -> F {
-        // SAFETY: the caller's promise.
-        pair(u32::from(unsafe { *place }.to_bits()))
-    }
-}
 
 /// Where the cell (i, k) of a packed panel of a stands.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -130,7 +47,7 @@ impl<F: Float> PackLeft<'_, F> {
     /// # Safety
     /// `a` begins at `from` and is valid for reads.
     #[inline(always)]
-    unsafe fn pack<P: Pack<F>, const MR: usize>(self, from: *const P::Stored) -> Form {
+    unsafe fn pack<P: Cell<F>, const MR: usize>(self, from: *const P::Stored) -> Form {
         // SAFETY: the caller's promise.
         unsafe {
             if self.a.row_stride == 1 && self.a.col_stride != 1 {
@@ -148,7 +65,7 @@ impl<F: Float> PackLeft<'_, F> {
     /// # Safety
     /// As [`PackLeft::pack`].
     #[inline(always)]
-    unsafe fn rows<P: Pack<F>, const MR: usize>(self, from: *const P::Stored) {
+    unsafe fn rows<P: Cell<F>, const MR: usize>(self, from: *const P::Stored) {
         let Matrix { rows, cols, row_stride, col_stride, .. } = self.a;
         let (whole, odd) = (cols / P::VALUES, !cols.is_multiple_of(P::VALUES));
         for (i, row) in self.to.chunks_exact_mut(DEPTH).enumerate().take(rows.next_multiple_of(MR)) {
@@ -181,7 +98,7 @@ impl<F: Float> PackLeft<'_, F> {
     /// # Safety
     /// As [`PackLeft::pack`].
     #[inline(always)]
-    unsafe fn columns<P: Pack<F>, const MR: usize>(self, from: *const P::Stored) {
+    unsafe fn columns<P: Cell<F>, const MR: usize>(self, from: *const P::Stored) {
         let Matrix { rows, cols, col_stride, .. } = self.a;
         let whole = cols / P::VALUES;
         let at = |i: usize, k: usize| from.wrapping_offset((k * P::VALUES) as isize * col_stride).wrapping_add(i);
@@ -259,7 +176,7 @@ impl<F: Float> PackRight<F> {
     /// # Safety
     /// The maker's promises; `b` begins at `from`.
     #[inline(always)]
-    unsafe fn pack<P: Pack<F>, const NR: usize>(&self, from: *const P::Stored) {
+    unsafe fn pack<P: Cell<F>, const NR: usize>(&self, from: *const P::Stored) {
         let Matrix { rows, cols, row_stride, col_stride, .. } = self.b;
         let (whole, cells) = (rows / P::VALUES, rows.div_ceil(P::VALUES));
         let at =

@@ -1,0 +1,104 @@
+//! Cells, of which the factors of products are made: a value in the type that is computed in, or a pair of neighbours in bf16 along the dimension that is
+//! summed over, where the processor multiplies those as they are.
+
+use super::isa::Isa;
+use super::math::Float;
+use super::stored::Stored;
+use super::transpose::SQUARE;
+use half::bf16;
+use std::marker::PhantomData;
+
+/// How a cell is made of what is stored, and multiplied. Pairs stand in an F, which is f32 then.
+pub(super) trait Cell<F: Float>: 'static {
+    /// What is stored.
+    type Stored: Stored<F>;
+    /// Values in a cell.
+    const VALUES: usize = 1;
+
+    /// The cell that begins with the value at `place`; the next value stands `step` further on.
+    ///
+    /// # Safety
+    /// The values are valid for reads.
+    unsafe fn cell(place: *const Self::Stored, step: isize) -> F;
+
+    /// [`SQUARE`] cells of values that stand one after the other.
+    ///
+    /// # Safety
+    /// As above.
+    #[inline(always)]
+    unsafe fn line(place: *const Self::Stored) -> [F; SQUARE] {
+        // SAFETY: the caller's promise.
+        std::array::from_fn(|i| unsafe { Self::cell(place.wrapping_add(i * Self::VALUES), 1) })
+    }
+
+    /// The cell of the value at `place` alone.
+    ///
+    /// # Safety
+    /// As above, for this value.
+    unsafe fn alone(place: *const Self::Stored) -> F;
+
+    /// `sums += a * b`, for each of `b`.
+    fn add<I: Isa, const N: usize>(isa: I, a: F, b: &[F; N], sums: &mut [F; N]);
+}
+
+/// Values stored in S, read as F.
+pub(super) struct Wide<S>(PhantomData<S>);
+
+impl<F: Float, S: Stored<F> + 'static> Cell<F> for Wide<S> {
+    type Stored = S;
+
+    #[inline(always)]
+    unsafe fn cell(place: *const S, _: isize) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { *place }.wide()
+    }
+
+    #[inline(always)]
+    unsafe fn line(place: *const S) -> [F; SQUARE] {
+        // SAFETY: the caller's promise.
+        unsafe { place.cast::<[S; SQUARE]>().read_unaligned() }.map(Stored::wide)
+    }
+
+    #[inline(always)]
+    unsafe fn alone(place: *const S) -> F {
+        // SAFETY: the caller's promise.
+        unsafe { *place }.wide()
+    }
+
+    #[inline(always)]
+    fn add<I: Isa, const N: usize>(isa: I, a: F, b: &[F; N], sums: &mut [F; N]) {
+        F::axpy(isa, a, b, sums);
+    }
+}
+
+/// Pairs of bf16, the first in the lower half; after the last of an odd number comes a zero.
+pub(super) struct Pairs;
+
+/// The bits of a pair as an f32.
+#[inline(always)]
+fn pair<F: Float>(first: u16, second: u16) -> F {
+    bytemuck::cast_slice(&[u32::from(first) | u32::from(second) << 16])[0]
+}
+
+impl<F: Float> Cell<F> for Pairs {
+    type Stored = bf16;
+    const VALUES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn cell(place: *const bf16, step: isize) -> F {
+        // SAFETY: the caller's promise.
+        let [first, second] = unsafe { [*place, *place.wrapping_offset(step)] };
+        pair(first.to_bits(), second.to_bits())
+    }
+
+    #[inline(always)]
+    unsafe fn alone(place: *const bf16) -> F {
+        // SAFETY: the caller's promise.
+        pair(unsafe { *place }.to_bits(), 0)
+    }
+
+    #[inline(always)]
+    fn add<I: Isa, const N: usize>(_: I, a: F, b: &[F; N], sums: &mut [F; N]) {
+        I::dot_pairs(bytemuck::cast_slice(&[a])[0], bytemuck::cast_slice(b), bytemuck::cast_slice_mut(sums));
+    }
+}
