@@ -1,4 +1,4 @@
-//! Causal attention on the emulated device, in bf16 by every variant of its kernels that takes a case: tiles of every
+//! Causal attention in bf16, on the CPU and on the emulated device by every variant of its kernels that takes a case: tiles of every
 //! head size, ragged ends, more keys than queries, groups, strided and unaligned rows, gradients that are added to.
 //!
 //! Judged like FlashAttention: the error against f64 is at most twice that of the plain composition in bf16 (each
@@ -172,6 +172,8 @@ impl Case {
         let values = [&values[0], &values[1], &values[2], &inputs[3]];
         let expected = attention(values, self.n, self.scale, exact);
         let plain = attention(values, self.n, self.scale, bf16);
+        let cpu = Device::cpu_with_threads(2).map_err(|e| e.to_string())?;
+        self.check_on(&cpu, &inputs, &expected, &plain).map_err(|message| format!("cpu: {message}"))?;
         for &(variant, choice) in variants {
             let device = device_with(choice);
             let result = match self.is_for(variant) {

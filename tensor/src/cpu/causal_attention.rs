@@ -3,11 +3,15 @@
 //! column, so that maxima, sums and exponentials of all its queries run along vectors and no factor but q is transposed.
 //!
 //! Blocks above the diagonal are skipped, and on it what no query of a panel sees. 4 D FLOPs a visible score forward, 10 D backward.
-//! Rows are copied into buffers of a task, padded to whole vectors, a copy for every 64 multiply-adds.
+//! Rows are copied into buffers of a task, padded to whole vectors, a copy for every 64 multiply-adds. What is stored in bf16 is widened there, or,
+//! where the processor multiplies bf16 as it is, kept as pairs of neighbours along what is summed over; then probabilities and their gradients are
+//! rounded to bf16 too before they are multiplied, as on a card.
 
 mod backward;
+mod factors;
 mod few_queries;
 mod forward;
+mod output;
 mod product;
 
 pub(super) use backward::causal_attention_backward;
@@ -18,11 +22,10 @@ use std::ops::{Deref, DerefMut, Range};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::access::{View, ViewMut};
-use super::isa::Isa;
+use super::cells::{Cell, Pairs};
+use super::isa::{Isa, Kernel, dispatch, dispatch_bf16_on, path};
 use super::math::Float;
-use super::transpose::{SQUARE, transpose};
-use crate::{Element, Layout, Tensor};
+use crate::{DType, Layout, Tensor};
 
 /// Keys of a block.
 const KEYS: usize = 64;
@@ -74,97 +77,23 @@ impl Sizes {
     }
 }
 
-/// One head of one batch entry of an input [B, T, H, D].
-#[derive(Clone, Copy)]
-struct Head<'a, F> {
-    view: View<'a, F>,
-    start: usize,
-    stride: usize,
-    positions: usize,
-    width: usize,
+/// Whether q, k and v are multiplied as pairs. Their scores are scaled after the sum: a mask of minus infinity must stay what it is.
+fn in_pairs(q: &Tensor, scale: f64) -> bool {
+    q.dtype() == DType::BF16 && path().multiplies_bf16() && scale > 0.0
 }
 
-impl<'a, F: Float + Element> Head<'a, F> {
-    fn new(view: &View<'a, F>, batch: usize, head: usize) -> Self {
-        let (shape, strides) = (view.layout().shape(), view.layout().strides());
-        assert!(batch < shape[0] && head < shape[2] && view.layout().has_contiguous_rows());
-        let start = view.layout().offset() + batch * strides[0] + head * strides[2];
-        Head { view: *view, start, stride: strides[1], positions: shape[1], width: shape[3] }
-    }
-
-    #[inline(always)]
-    fn row(&self, t: usize) -> &'a [F] {
-        assert!(t < self.positions);
-        // SAFETY: row t of the head lies inside the view, and its last dimension is contiguous.
-        unsafe { std::slice::from_raw_parts(self.view.at(self.start + t * self.stride), self.width) }
-    }
-
-    /// Rows `range`, each padded to `pitch` values, a multiple of N; the padding stays what it is.
-    #[inline(always)]
-    fn copy_rows<const N: usize>(&self, range: Range<usize>, to: &mut [F], pitch: usize) {
-        for (t, to) in range.zip(to.chunks_exact_mut(pitch.max(1))) {
-            let (vectors, rest) = self.row(t).as_chunks::<N>();
-            let (whole, last) = to.split_at_mut(vectors.len() * N);
-            // Vector by vector: a call that copies a row costs more than the row.
-            for (to, vector) in whole.as_chunks_mut::<N>().0.iter_mut().zip(vectors) {
-                *to = *vector;
-            }
-            last.iter_mut().zip(rest).for_each(|(to, x)| *to = *x);
-        }
-    }
-
-    /// Rows `range` times `factor`, transposed in panels of N rows, each [D, N]; rows that the last panel lacks are zeros.
-    #[inline(always)]
-    fn transpose<const N: usize>(&self, range: Range<usize>, factor: F, to: &mut [F]) {
-        let padded = range.len().next_multiple_of(N);
-        if padded != range.len() {
-            to[(padded - N) * self.width..padded * self.width].fill(F::ZERO);
-        }
-        for i in (0..range.len()).step_by(SQUARE) {
-            let columns = to[i / N * N * self.width..(i / N + 1) * N * self.width].as_chunks_mut::<N>().0;
-            let rows = self.rows_from(range.start + i);
-            let (place, count) = (i % N, SQUARE.min(range.len() - i));
-            let whole = if count == SQUARE { self.width / SQUARE * SQUARE } else { 0 };
-            for (j, columns) in columns[..whole].chunks_exact_mut(SQUARE).enumerate() {
-                let at = j * SQUARE;
-                let [a, b, c, d] = rows;
-                let lines =
-                    [scaled(a, at, factor), scaled(b, at, factor), scaled(c, at, factor), scaled(d, at, factor)];
-                for (column, line) in columns.iter_mut().zip(transpose(lines)) {
-                    *column[place..].first_chunk_mut().expect("N is a multiple of SQUARE") = line;
-                }
-            }
-            for (j, column) in columns.iter_mut().enumerate().skip(whole) {
-                column[place..].iter_mut().zip(&rows).take(count).for_each(|(x, row)| *x = row[j] * factor);
-            }
-        }
-    }
-
-    /// Four rows from `t` on; the last row stands in for those beyond it.
-    #[inline(always)]
-    fn rows_from(&self, t: usize) -> [&'a [F]; SQUARE] {
-        std::array::from_fn(|i| self.row((t + i).min(self.positions - 1)))
+/// Runs a kernel of products of cells C on the path of this process.
+fn dispatch_of<C: 'static, K: Kernel>(kernel: K) -> K::Output {
+    if std::any::TypeId::of::<C>() == std::any::TypeId::of::<Pairs>() {
+        dispatch_bf16_on(path(), kernel)
+    } else {
+        dispatch(kernel)
     }
 }
 
-/// [`SQUARE`] values of a row from `at` on, times `factor`. (A closure given to `map` would not be compiled for the instruction path.)
-#[inline(always)]
-fn scaled<F: Float>(row: &[F], at: usize, factor: F) -> [F; SQUARE] {
-    let values = row[at..].first_chunk::<SQUARE>().expect("a whole square");
-    [values[0] * factor, values[1] * factor, values[2] * factor, values[3] * factor]
-}
-
-/// Row (batch, position, head) of an output [B, T, H, D].
-///
-/// # Safety
-/// As [`ViewMut::row`].
-#[inline(always)]
-unsafe fn output_row<'a, F: Float + Element>(view: &ViewMut<'a, F>, at: [usize; 3]) -> &'a mut [F] {
-    let (shape, strides) = (view.layout().shape(), view.layout().strides());
-    assert!(at[0] < shape[0] && at[1] < shape[1] && at[2] < shape[2]);
-    let start = view.layout().offset() + at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2];
-    // SAFETY: the row lies inside the view, whose last dimension is contiguous; exclusive by the caller's promise.
-    unsafe { std::slice::from_raw_parts_mut(view.at(start), shape[3]) }
+/// The factor of q, and that of the scores, whose product is `scale`: what is stored in pairs is not scaled.
+fn split_scale<F: Float, C: Cell<F>>(scale: F) -> (F, F) {
+    if C::VALUES == 1 { (scale, F::ONE) } else { (F::ONE, scale) }
 }
 
 /// Where the log-sum-exps [B, H, T] of a head begin; those of its positions are neighbours.

@@ -76,7 +76,7 @@ pub(super) struct Pairs;
 
 /// The bits of a pair as an f32.
 #[inline(always)]
-fn pair<F: Float>(first: u16, second: u16) -> F {
+pub(super) fn pair<F: Float>(first: u16, second: u16) -> F {
     bytemuck::cast_slice(&[u32::from(first) | u32::from(second) << 16])[0]
 }
 

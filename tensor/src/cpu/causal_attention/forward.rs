@@ -2,16 +2,21 @@
 //! keys and a panel of queries: scores `s^T = k q^T`, `p = e^(s - max)`, `out = out e^(max before - max) + p v`; at the end `out / sum` and
 //! `lse = max + ln sum`.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::factors::{Head, joined};
+use super::output::Output;
 use super::product::{Left, add_product};
-use super::{Aligned, Head, KEYS, Sizes, few_queries, lse_offset, mask, output_row, panel};
+use super::{Aligned, KEYS, Sizes, dispatch_of, few_queries, in_pairs, lse_offset, mask, panel, split_scale};
 use crate::cpu::access::{Access, View, ViewMut};
+use crate::cpu::cells::{Cell, Pairs, Wide};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::math::Float;
 use crate::cpu::parallel::Pool;
+use crate::cpu::stored::{Stored, with_stored};
 use crate::cpu::with_float;
-use crate::{Element, Result, Tensor};
+use crate::{Destination, Element, Result, Tensor};
 
 /// Queries of a block: a multiple of every panel, and enough that copies of keys and values do not count.
 const QUERIES: usize = 256;
@@ -26,55 +31,70 @@ pub(in crate::cpu) fn causal_attention(
     v: &Tensor,
     scale: f64,
 ) -> Result<()> {
-    let sizes = Sizes::of(q, k);
     if lse.is_empty() {
         return Ok(());
     }
+    if in_pairs(q, scale) {
+        return run::<f32, Pairs>(pool, out, lse, [q, k, v], scale as f32);
+    }
     with_float!("causal_attention", q.dtype(), F => {
-        let access = Access::converting(pool, "causal_attention", &[q, k, v], &[out, lse])?;
-        let forward = Forward {
-            sizes,
-            q: access.view::<F>(q)?,
-            k: access.view::<F>(k)?,
-            v: access.view::<F>(v)?,
-            out: access.output::<F>(out)?,
-            lse: access.output::<F>(lse)?,
-            scale: F::from_f64(scale),
-        };
-        let heads = sizes.batch * sizes.heads;
-        let few = sizes.queries <= few_queries::MOST;
-        let blocks = if few { 1 } else { sizes.queries.div_ceil(QUERIES) };
-        let task = |task: usize| {
-            // The last blocks of queries see the most keys and go first.
-            let (queries, head) = (sizes.query_block(blocks - 1 - task / heads, QUERIES), task % heads);
-            let (batch, head) = (head / sizes.heads, head % sizes.heads);
-            match few {
-                true => dispatch(few_queries::Rows { forward: &forward, batch, head }),
-                false => dispatch(Block { forward: &forward, batch, head, queries }),
-            }
-        };
-        match sizes.is_small() {
-            true => (0..blocks * heads).for_each(task),
-            false => pool.run(blocks * heads, task),
-        }
-        Ok(())
+        with_stored!(q.dtype(), F, S => run::<F, Wide<S>>(pool, out, lse, [q, k, v], F::from_f64(scale)))
     })
 }
 
+fn run<F: Float + Element, C: Cell<F, Stored: Element>>(
+    pool: &Pool,
+    out: &Tensor,
+    lse: &Tensor,
+    [q, k, v]: [&Tensor; 3],
+    scale: F,
+) -> Result<()> {
+    let sizes = Sizes::of(q, k);
+    let access = Access::new("causal_attention", &[q, k, v], &[out, lse])?;
+    let forward = Forward::<F, C::Stored> {
+        sizes,
+        q: access.view(q)?,
+        k: access.view(k)?,
+        v: access.view(v)?,
+        out: Output::of(&access, Destination::write(out))?,
+        lse: access.output::<F>(lse)?,
+        scale,
+    };
+    let heads = sizes.batch * sizes.heads;
+    let few = sizes.queries <= few_queries::MOST;
+    let blocks = if few { 1 } else { sizes.queries.div_ceil(QUERIES) };
+    let task = |task: usize| {
+        // The last blocks of queries see the most keys and go first.
+        let (queries, head) = (sizes.query_block(blocks - 1 - task / heads, QUERIES), task % heads);
+        let (batch, head) = (head / sizes.heads, head % sizes.heads);
+        match few {
+            true => dispatch(few_queries::Rows { forward: &forward, batch, head }),
+            false => {
+                dispatch_of::<C, _>(Block { forward: &forward, batch, head, queries, cells: PhantomData::<C> });
+            }
+        }
+    };
+    match sizes.is_small() {
+        true => (0..blocks * heads).for_each(task),
+        false => pool.run(blocks * heads, task),
+    }
+    Ok(())
+}
+
 /// What the tasks share.
-pub(super) struct Forward<'a, F> {
+pub(super) struct Forward<'a, F, S> {
     pub(super) sizes: Sizes,
-    pub(super) q: View<'a, F>,
-    pub(super) k: View<'a, F>,
-    pub(super) v: View<'a, F>,
-    pub(super) out: ViewMut<'a, F>,
+    pub(super) q: View<'a, S>,
+    pub(super) k: View<'a, S>,
+    pub(super) v: View<'a, S>,
+    pub(super) out: Output<'a, F>,
     pub(super) lse: ViewMut<'a, F>,
     pub(super) scale: F,
 }
 
-impl<'a, F: Float + Element> Forward<'a, F> {
+impl<'a, F: Float + Element, S: Stored<F> + Element> Forward<'a, F, S> {
     /// Queries, keys and values of a head.
-    pub(super) fn head(&self, batch: usize, head: usize) -> [Head<'a, F>; 3] {
+    pub(super) fn head(&self, batch: usize, head: usize) -> [Head<'a, S>; 3] {
         let group = head / self.sizes.per_group();
         [Head::new(&self.q, batch, head), Head::new(&self.k, batch, group), Head::new(&self.v, batch, group)]
     }
@@ -95,14 +115,15 @@ impl<'a, F: Float + Element> Forward<'a, F> {
 }
 
 /// A task: a block of queries of a head.
-struct Block<'a, F> {
-    forward: &'a Forward<'a, F>,
+struct Block<'a, F: Float, C: Cell<F>> {
+    forward: &'a Forward<'a, F, C::Stored>,
     batch: usize,
     head: usize,
     queries: Range<usize>,
+    cells: PhantomData<C>,
 }
 
-impl<F: Float + Element> Kernel for Block<'_, F> {
+impl<F: Float + Element, C: Cell<F, Stored: Element>> Kernel for Block<'_, F, C> {
     type Output = ();
 
     #[inline(always)]
@@ -123,26 +144,27 @@ struct Statistics<F, const N: usize> {
     sum: [F; N],
 }
 
-impl<F: Float + Element> Block<'_, F> {
+impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
     #[inline(always)]
     fn attend<I: Isa, const N: usize>(self, isa: I) {
-        let Block { forward, batch, head, queries } = self;
+        let Block { forward, batch, head, queries, .. } = self;
         let sizes = &forward.sizes;
         let [q, k, v] = forward.head(batch, head);
-        let (width, pitch) = (sizes.width, sizes.width.next_multiple_of(N));
+        let (cells, pitch) = (sizes.width.div_ceil(C::VALUES), sizes.width.next_multiple_of(N));
         let panels = queries.len().div_ceil(N);
-        let mut q_t = Aligned::<F>::zeros(panels * N * width);
-        q.transpose::<N>(queries.clone(), forward.scale, &mut q_t);
-        let (mut k_rows, mut v_rows) = (Aligned::zeros(KEYS * pitch), Aligned::zeros(KEYS * pitch));
-        let mut scores = Aligned::<F>::zeros(KEYS * N);
+        let (in_q, in_scores) = split_scale::<F, C>(forward.scale);
+        let mut q_t = Aligned::<F>::zeros(panels * N * cells);
+        q.transpose::<F, C, N>(queries.clone(), in_q, &mut q_t);
+        let (mut k_rows, mut v_rows) = (Aligned::zeros(KEYS * cells), Aligned::zeros(KEYS * pitch));
+        let [mut scores, mut p] = [0, 1].map(|_| Aligned::<F>::zeros(KEYS * N));
         let mut out = Aligned::<F>::zeros(panels * N * pitch);
         let mut statistics = [Statistics { maximum: [F::NEG_INFINITY; N], sum: [F::ZERO; N] }; QUERIES / 4];
 
         let end = sizes.visible(queries.end - 1);
         for first in (0..end).step_by(KEYS) {
             let keys = first..(first + KEYS).min(end);
-            k.copy_rows::<N>(keys.clone(), &mut k_rows, pitch);
-            v.copy_rows::<N>(keys, &mut v_rows, pitch);
+            k.copy_rows::<F, C>(keys.clone(), &mut k_rows, cells);
+            v.join_rows::<F, C>(keys, &mut v_rows, pitch);
             for panel in 0..panels {
                 let start = queries.start + panel * N;
                 let seen = sizes.seen(&(start..start + N), first);
@@ -151,11 +173,11 @@ impl<F: Float + Element> Block<'_, F> {
                 }
                 let scores = &mut scores[..seen * N];
                 scores.fill(F::ZERO);
-                let left = Left { values: &k_rows, row: pitch, step: 1 };
-                let q_t = &q_t[panel * N * width..(panel + 1) * N * width];
-                add_product::<F, I, N>(isa, [seen, width, N], left, (q_t, N), (scores, N));
+                let left = Left { values: &k_rows, row: cells, step: 1 };
+                let q_t = &q_t[panel * N * cells..(panel + 1) * N * cells];
+                add_product::<F, C, I, N>(isa, [seen, cells, N], left, (q_t, N), (scores, N));
                 mask::<F, N>((scores, N), seen, sizes, first, start);
-                let factor = online(isa, scores.as_chunks_mut::<N>().0, &mut statistics[panel]);
+                let factor = online(isa, in_scores, scores.as_chunks_mut::<N>().0, &mut statistics[panel]);
                 let out = &mut out[panel * N * pitch..(panel + 1) * N * pitch];
                 for (row, factor) in out.chunks_exact_mut(pitch.max(1)).zip(factor) {
                     // Most maxima stand after a few blocks.
@@ -163,15 +185,15 @@ impl<F: Float + Element> Block<'_, F> {
                         row.iter_mut().for_each(|x| *x *= factor);
                     }
                 }
-                let left = Left { values: scores, row: 1, step: N };
-                add_product::<F, I, N>(isa, [N, seen, pitch], left, (&v_rows, pitch), (out, pitch));
+                let (values, step) = joined::<F, C, I, N>(isa, seen, (scores, N), (&mut p, N));
+                let (left, depth) = (Left { values, row: 1, step }, seen.div_ceil(C::VALUES));
+                add_product::<F, C, I, N>(isa, [N, depth, pitch], left, (&v_rows, pitch), (out, pitch));
             }
         }
         for (i, t) in queries.clone().enumerate() {
             let share = F::ONE / statistics[i / N].sum[i % N];
             // SAFETY: the block's queries of this head belong to this task.
-            let row = unsafe { output_row(&forward.out, [batch, t, head]) };
-            row.iter_mut().zip(&out[i * pitch..]).for_each(|(to, x)| *to = *x * share);
+            unsafe { forward.out.put(isa, [batch, t, head], &out[i * pitch..][..sizes.width], share) };
         }
         let lse = (0..queries.len()).map(|i| statistics[i / N].maximum[i % N] + statistics[i / N].sum[i % N].ln());
         // SAFETY: as above.
@@ -179,18 +201,20 @@ impl<F: Float + Element> Block<'_, F> {
     }
 }
 
-/// Scores become e^(score - maximum), statistics are brought up to date; gives the factors for what was summed before.
+/// Scores, times `scale`, become e^(score - maximum), statistics are brought up to date; gives the factors for what was summed before.
 #[inline(always)]
 fn online<F: Float, I: Isa, const N: usize>(
     isa: I,
+    scale: F,
     scores: &mut [[F; N]],
     statistics: &mut Statistics<F, N>,
 ) -> [F; N] {
     let mut maximum = statistics.maximum;
     for row in scores.iter() {
         for i in 0..N {
+            let score = row[i] * scale;
             // A NaN is passed over here and met in the sum.
-            maximum[i] = if row[i] > maximum[i] { row[i] } else { maximum[i] };
+            maximum[i] = if score > maximum[i] { score } else { maximum[i] };
         }
     }
     let mut factor = [F::ONE; N];
@@ -203,7 +227,7 @@ fn online<F: Float, I: Isa, const N: usize>(
     let mut sum = [F::ZERO; N];
     for row in scores {
         for i in 0..N {
-            row[i] = (row[i] - pivot[i]).exp_flushed(isa);
+            row[i] = F::fma(isa, row[i], scale, -pivot[i]).exp_flushed(isa);
             sum[i] += row[i];
         }
     }

@@ -1,13 +1,14 @@
 //! Products of small matrices in a task's scratch: `c += a b`, a [m, k] read value by value, b [k, n] and c [m, n] vector by
-//! vector. [`ROWS`] x N sums, N columns being two vectors, stay in registers over all of k. 2 m k n FLOPs.
+//! vector, in cells of one value or of two along k. [`ROWS`] x N sums, N columns being two vectors, stay in registers over all of k. 2 m k n FLOPs a value.
 
+use crate::cpu::cells::Cell;
 use crate::cpu::isa::Isa;
 use crate::cpu::math::Float;
 
 /// Rows of c in registers: twelve sums of two vectors a row hide the latency of two FMAs a cycle.
 pub(super) const ROWS: usize = 6;
 
-/// The factor that is read value by value: (i, k) stands at `i * row + k * step`.
+/// The factor that is read cell by cell: (i, k) stands at `i * row + k * step`.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a, F> {
     pub(super) values: &'a [F],
@@ -15,9 +16,9 @@ pub(super) struct Left<'a, F> {
     pub(super) step: usize,
 }
 
-/// `c += a b`; rows of b and c start `b_row` and `c_row` values apart; n is a multiple of N.
+/// `c += a b`, k cells deep; rows of b and c start `b_row` and `c_row` values apart; n is a multiple of N.
 #[inline(always)]
-pub(super) fn add_product<F: Float, I: Isa, const N: usize>(
+pub(super) fn add_product<F: Float, C: Cell<F>, I: Isa, const N: usize>(
     isa: I,
     [m, k, n]: [usize; 3],
     a: Left<F>,
@@ -39,10 +40,10 @@ pub(super) fn add_product<F: Float, I: Isa, const N: usize>(
             // SAFETY: the assertions above, for a tile of the product of no more rows than are left.
             row += unsafe {
                 match m - row {
-                    1 => tile::<F, I, 1, N>(isa, k, a, b, c),
-                    2 | 3 => tile::<F, I, 2, N>(isa, k, a, b, c),
-                    4 | 5 => tile::<F, I, 4, N>(isa, k, a, b, c),
-                    _ => tile::<F, I, ROWS, N>(isa, k, a, b, c),
+                    1 => tile::<F, C, I, 1, N>(isa, k, a, b, c),
+                    2 | 3 => tile::<F, C, I, 2, N>(isa, k, a, b, c),
+                    4 | 5 => tile::<F, C, I, 4, N>(isa, k, a, b, c),
+                    _ => tile::<F, C, I, ROWS, N>(isa, k, a, b, c),
                 }
             };
         }
@@ -54,7 +55,7 @@ pub(super) fn add_product<F: Float, I: Isa, const N: usize>(
 /// # Safety
 /// a [M, k], b [k, N] and c [M, N] lie inside their slices.
 #[inline(always)]
-unsafe fn tile<F: Float, I: Isa, const M: usize, const N: usize>(
+unsafe fn tile<F: Float, C: Cell<F>, I: Isa, const M: usize, const N: usize>(
     isa: I,
     depth: usize,
     a: Left<F>,
@@ -72,7 +73,7 @@ unsafe fn tile<F: Float, I: Isa, const M: usize, const N: usize>(
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: (i, k) of a, by the caller's promise.
             let a = unsafe { *a.values.get_unchecked(i * a.row + k * a.step) };
-            F::axpy(isa, a, b, sums);
+            C::add(isa, a, b, sums);
         }
     }
     for (i, sums) in sums.iter().enumerate() {
