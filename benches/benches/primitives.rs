@@ -1,5 +1,5 @@
-//! Single primitives without a graph, in f32: products at the sizes of training in the three forms of a linear layer, long
-//! attention, the head with its loss, and what is bound by memory on working sets far beyond the caches (at least four times a
+//! Single primitives without a graph: products at the sizes of training in the three forms of a linear layer, long attention and
+//! the head with its loss, in f32 and in bf16; in f32 what is bound by memory on working sets far beyond the caches (at least four times a
 //! last-level cache of 48 MiB), each with its share of the roofline.
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -10,13 +10,19 @@ use patchgpt_tensor::{Binary, DType, Destination, Device, ScatterIndex, Tensor, 
 /// A primitive over tensors made on a device.
 type Build = fn(&Device) -> Result<Run>;
 
-/// `x W^T`, `d_y W` and `d_y^T x` of a linear layer: m rows, k inputs, n outputs.
-fn products(criterion: &mut Criterion, roofline: &Roofline) {
-    let mut group = criterion.benchmark_group("matmul");
+/// Random numbers in `dtype`.
+fn random_in(dtype: DType, shape: &[usize], device: &Device) -> Result<Tensor> {
+    Ok(random(shape, device)?.cast(dtype)?)
+}
+
+/// `x W^T`, `d_y W` and `d_y^T x` of a linear layer: m rows, k inputs, n outputs; the gradient of the weight is kept in f32.
+fn products(criterion: &mut Criterion, roofline: &Roofline, dtype: DType) {
+    let mut group = criterion.benchmark_group(format!("matmul {dtype}"));
     group.sample_size(20);
     for (m, k, n) in [(256, 768, 768), (512, 768, 3072), (1024, 1024, 1024), (512, 768, 32_000)] {
         let tensors = move |device: &Device| -> Result<[Tensor; 3]> {
-            Ok([random(&[m, k], device)?, random(&[n, k], device)?, random(&[m, n], device)?])
+            let random = |shape: [usize; 2]| random_in(dtype, &shape, device);
+            Ok([random([m, k])?, random([n, k])?, random([m, n])?])
         };
         roofline.bench(&mut group, &format!("{m}x{k}x{n} forward"), &|device| {
             let [x, w, y] = tensors(device)?;
@@ -28,26 +34,28 @@ fn products(criterion: &mut Criterion, roofline: &Roofline) {
         });
         roofline.bench(&mut group, &format!("{m}x{k}x{n} weight gradient"), &|device| {
             let [x, w, y] = tensors(device)?;
-            Ok(Box::new(move || Ok(y.t()?.matmul_into(&x, 1.0, Destination::add(&w))?)))
+            let d_w = w.cast(DType::F32)?;
+            Ok(Box::new(move || Ok(y.t()?.matmul_into(&x, 1.0, Destination::add(&d_w))?)))
         });
     }
     group.finish();
 }
 
 /// Attention B=1 H=8 T=2048 D=64.
-fn attention(criterion: &mut Criterion, roofline: &Roofline) {
+fn attention(criterion: &mut Criterion, roofline: &Roofline, dtype: DType) {
     const SHAPE: [usize; 4] = [1, 2048, 8, 64];
     const SCALE: f64 = 0.125;
-    let mut group = criterion.benchmark_group("causal_attention");
+    let mut group = criterion.benchmark_group(format!("causal_attention {dtype}"));
+    let random = |device: &Device| random_in(dtype, &SHAPE, device);
     group.sample_size(20);
     roofline.bench(&mut group, &format!("{SHAPE:?} forward"), &|device| {
-        let x = random(&SHAPE, device)?;
+        let x = random(device)?;
         Ok(Box::new(move || Ok(x.causal_attention(&x, &x, SCALE).map(drop)?)))
     });
     roofline.bench(&mut group, &format!("{SHAPE:?} backward"), &|device| {
-        let (x, d_out) = (random(&SHAPE, device)?, random(&SHAPE, device)?);
+        let (x, d_out) = (random(device)?, random(device)?);
         let saved = x.causal_attention(&x, &x, SCALE)?;
-        let gradients = [random(&SHAPE, device)?, random(&SHAPE, device)?, random(&SHAPE, device)?];
+        let gradients = [random(device)?, random(device)?, random(device)?];
         Ok(Box::new(move || {
             let to = gradients.each_ref().map(Destination::write);
             Ok(x.causal_attention_backward(&x, &x, &saved, SCALE, &d_out, to)?)
@@ -57,18 +65,19 @@ fn attention(criterion: &mut Criterion, roofline: &Roofline) {
 }
 
 /// The head and its loss, 1024 positions of width 768 over a vocabulary of 32000, both gradients.
-fn head(criterion: &mut Criterion, roofline: &Roofline) {
+fn head(criterion: &mut Criterion, roofline: &Roofline, dtype: DType) {
     const POSITIONS: usize = 1024;
-    let mut group = criterion.benchmark_group("linear_cross_entropy");
+    let mut group = criterion.benchmark_group(format!("linear_cross_entropy {dtype}"));
     group.sample_size(10);
     for k in [1, 4] {
         roofline.bench(&mut group, &format!("{POSITIONS}x768x32000, {k} targets"), &|device| {
-            let (x, w) = (random(&[POSITIONS, 768], device)?, random(&[32_000, 768], device)?);
+            let [x, w] = [POSITIONS, 32_000].map(|rows| random_in(dtype, &[rows, 768], device));
+            let (x, w) = (x?, w?);
             let ids: Vec<i32> = (0..POSITIONS * k).map(|i| (i * 7919 % 32_000) as i32).collect();
             let targets = Tensor::from_slice(&ids, &[POSITIONS, k], device)?;
             let weights = Tensor::full(&[k], 1.0, DType::F32, device)?;
             let scale = Tensor::scalar(1.0 / (POSITIONS * k) as f64, DType::F32, device)?;
-            let (d_x, d_w) = (random(&[POSITIONS, 768], device)?, Tensor::zeros(&[32_000, 768], DType::F32, device)?);
+            let (d_x, d_w) = (x.copy()?, Tensor::zeros(&[32_000, 768], DType::F32, device)?);
             Ok(Box::new(move || {
                 let gradients = (Some(Destination::write(&d_x)), Some(Destination::add(&d_w)));
                 x.linear_cross_entropy(&w, &targets, &weights, &scale, gradients.0, gradients.1)?;
@@ -160,10 +169,13 @@ const STREAMS: &[(&str, Build)] = &[
 ];
 
 fn primitives(criterion: &mut Criterion) {
+    for dtype in [DType::F32, DType::BF16] {
+        let roofline = Roofline::cpu(dtype);
+        products(criterion, &roofline, dtype);
+        attention(criterion, &roofline, dtype);
+        head(criterion, &roofline, dtype);
+    }
     let roofline = Roofline::cpu(DType::F32);
-    products(criterion, &roofline);
-    attention(criterion, &roofline);
-    head(criterion, &roofline);
     let mut group = criterion.benchmark_group(format!("memory [{ROWS}, {WIDTH}]"));
     group.sample_size(10);
     for (name, build) in STREAMS {

@@ -1,8 +1,9 @@
 //! Checked access of kernels to the elements of tensors: locks, and strided views of one Rust type.
 //!
-//! A kernel computes in f32 or f64. Where a tensor is stored in bf16, [`Access::converting`] gives the kernel an f32 copy of the view:
-//! an input is widened when its view is taken, and so is an output that is added to; an output is rounded to nearest even when the access ends. Kernels thus round once,
-//! at the end, whatever they sum.
+//! A kernel computes in f32 or f64. What is stored in bf16 it reads and writes by [rows](super::rows) or, as products and attention do, by
+//! [cells](super::cells); small tensors and strided views [`Access::converting`] gives it as f32 copies: an input is widened when its view is taken, and so
+//! is an output that is added to; an output is rounded to nearest even when the access ends. Either way results are rounded once, at the end, whatever is
+//! summed.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;

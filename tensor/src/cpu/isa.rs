@@ -20,7 +20,8 @@ pub(crate) enum Path {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// The same and AVX512_BF16, which matrix products of bf16 take; all other kernels are those of [`Path::Avx512`].
+    /// The same and AVX512_BF16, which products and attention of bf16 take, and rows that are rounded to it; all other kernels are those of
+    /// [`Path::Avx512`].
     Avx512Bf16,
 }
 
@@ -337,7 +338,7 @@ pub(crate) fn dispatch_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     }
 }
 
-/// [`dispatch_on`] for a kernel with products of bf16, for which [`Path::Avx512Bf16`] has instructions of its own.
+/// [`dispatch_on`] for a kernel that multiplies or rounds to bf16, for which [`Path::Avx512Bf16`] has instructions of its own.
 #[inline]
 pub(crate) fn dispatch_bf16_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]

@@ -221,3 +221,64 @@ impl Kernel for Round<'_> {
         I::round_bf16(self.x, self.out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+
+    /// Columns of a wider matrix, whole numbers that bf16 holds.
+    fn columns(dtype: DType, device: &Device) -> Tensor {
+        let values: Vec<f32> = (0..3 * 80).map(|i| (i % 97) as f32 - 40.0).collect();
+        let matrix = Tensor::from_slice(&values, &[3, 80], device).and_then(|x| x.cast(dtype));
+        matrix.and_then(|x| x.narrow(1, 5, 70)).expect("a view")
+    }
+
+    #[test]
+    fn rows_are_read_and_written_whatever_they_are_stored_in() -> Result<()> {
+        let device = Device::cpu_with_threads(1)?;
+        for dtype in [DType::F32, DType::BF16] {
+            let (x, y) = (columns(dtype, &device), Tensor::full(&[3, 70], 1.0, dtype, &device)?);
+            let before = x.to_f64_vec()?;
+            for accumulate in [false, true] {
+                let access = Access::new("test", &[&x], &[&y])?;
+                let from = Rows::<f32>::of(&access, &x)?;
+                assert_eq!((from.count(), from.width(), from.value(2, 69)), (3, 70, before[209] as f32));
+                let to = RowsMut::of(&access, Destination { tensor: &y, accumulate })?;
+                let (mut reader, mut writer) = (from.reader(), to.writer());
+                for row in 0..3 {
+                    let x = reader.row(row);
+                    let double = |(y, x): (&mut f32, &f32)| *y = if accumulate { *y + 2.0 * x } else { 2.0 * x };
+                    // SAFETY: one task.
+                    unsafe { writer.write(row, |y| y.iter_mut().zip(x).for_each(double)) };
+                }
+            }
+            assert!(y.to_f64_vec()?.iter().zip(&before).all(|(y, x)| *y == 4.0 * x), "{dtype}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn parts_of_rows_are_changed_in_place() -> Result<()> {
+        let device = Device::cpu_with_threads(1)?;
+        for dtype in [DType::F32, DType::BF16] {
+            let x = columns(dtype, &device);
+            let before = x.to_f64_vec()?;
+            {
+                let access = Access::new("test", &[&x], &[&x])?;
+                let (from, to) = (Rows::<f32>::of(&access, &x)?, RowsMut::of(&access, Destination::write(&x))?);
+                let (mut reader, mut writer) = from.in_place(&to);
+                for (row, range) in [(0, 0..70), (1, 3..40), (2, 69..70)] {
+                    let x = reader.part(row, range.clone());
+                    // SAFETY: one task, which reads before it writes.
+                    unsafe { writer.write_part(row, range, |y| y.iter_mut().zip(x).for_each(|(y, x)| *y = -x)) };
+                }
+            }
+            let changed = |i: usize| i < 70 || (73..110).contains(&i) || i == 209;
+            for (i, (y, x)) in x.to_f64_vec()?.into_iter().zip(&before).enumerate() {
+                assert_eq!(y, if changed(i) { -x } else { *x }, "{dtype} {i}");
+            }
+        }
+        Ok(())
+    }
+}
