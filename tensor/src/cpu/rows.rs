@@ -13,7 +13,7 @@ use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
 use super::math::Float;
 use super::stored::Stored;
 use super::stream;
-use crate::{DType, Destination, Result, Tensor};
+use crate::{DType, Destination, Element, Result, Tensor};
 
 /// A type that rows are computed in.
 pub(super) trait Value: Float + copy::Convert {}
@@ -113,19 +113,26 @@ pub(super) struct RowsMut<'a, F> {
     accumulate: bool,
 }
 
+/// An output in the type in which it is stored.
 #[derive(Clone, Copy)]
-enum Place<'a, F> {
+pub(super) enum Place<'a, F> {
+    /// The type that is computed in.
     Wide(ViewMut<'a, F>),
     Bf16(ViewMut<'a, bf16>),
 }
 
+impl<'a, F: Element> Place<'a, F> {
+    pub(super) fn of(access: &'a Access, tensor: &'a Tensor) -> Result<Self> {
+        match tensor.dtype() {
+            DType::BF16 => Ok(Place::Bf16(access.view_mut(tensor)?)),
+            _ => Ok(Place::Wide(access.view_mut(tensor)?)),
+        }
+    }
+}
+
 impl<'a, F: Value> RowsMut<'a, F> {
     pub(super) fn of(access: &'a Access, Destination { tensor, accumulate }: Destination<'a>) -> Result<Self> {
-        let place = match tensor.dtype() {
-            DType::BF16 => Place::Bf16(access.view_mut(tensor)?),
-            _ => Place::Wide(access.view_mut(tensor)?),
-        };
-        Ok(RowsMut { place, len: tensor.len(), accumulate })
+        Ok(RowsMut { place: Place::of(access, tensor)?, len: tensor.len(), accumulate })
     }
 
     /// Whether an input is this very tensor.

@@ -3,9 +3,9 @@
 use crate::cpu::access::{Access, ViewMut};
 use crate::cpu::isa::Isa;
 use crate::cpu::math::Float;
+use crate::cpu::rows::Place;
 use crate::cpu::stored::Stored;
-use crate::{DType, Destination, Element, Result};
-use half::bf16;
+use crate::{Destination, Element, Result};
 
 /// Values that are stored together.
 const STRIP: usize = 32;
@@ -16,19 +16,9 @@ pub(super) struct Output<'a, F> {
     add: bool,
 }
 
-/// The type in which it is stored.
-enum Place<'a, F> {
-    Wide(ViewMut<'a, F>),
-    Bf16(ViewMut<'a, bf16>),
-}
-
 impl<'a, F: Float + Element> Output<'a, F> {
     pub(super) fn of(access: &'a Access, Destination { tensor, accumulate }: Destination<'a>) -> Result<Self> {
-        let place = match tensor.dtype() {
-            DType::BF16 => Place::Bf16(access.view_mut(tensor)?),
-            _ => Place::Wide(access.view_mut(tensor)?),
-        };
-        Ok(Output { place, add: accumulate })
+        Ok(Output { place: Place::of(access, tensor)?, add: accumulate })
     }
 
     /// Row `at` (batch, position, head) `(+)= x * factor`.
