@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::factors::{Head, joined, narrow_row};
+use super::factors::{Head, joined, joined_len, narrow_row};
 use super::output::Output;
 use super::product::{Left, ROWS, add_product};
 use super::{Aligned, KEYS, Sizes, dispatch_of, in_pairs, lse_offset, mask, panel, split_scale};
@@ -246,8 +246,9 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Chunk<'_, F, C> {
         };
         let mut sums = Sums { pitch, d_k: Aligned::zeros(seen * pitch), d_v: Aligned::zeros(seen * pitch) };
         let mut queries = Queries::new(width, pitch);
-        let [k, v, k_joined] = [0, 1, 2].map(|_| Aligned::zeros(KEYS * pitch));
-        let [p, ds, ds_joined] = [0, 1, 2].map(|_| Aligned::zeros(KEYS * QUERIES));
+        let [k, v] = [0, 1].map(|_| Aligned::zeros(KEYS * pitch));
+        let [p, ds] = [0, 1].map(|_| Aligned::zeros(KEYS * QUERIES));
+        let [k_joined, ds_joined] = [pitch, N].map(|columns| Aligned::zeros(joined_len::<F, C>(columns)));
         let mut keys = Keys { k, v, k_joined, p, ds, ds_joined };
         for head in group * sizes.per_group()..(group + 1) * sizes.per_group() {
             for block in self.blocks.clone() {
@@ -371,11 +372,8 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Chunk<'_, F, C> {
         let sizes = &self.backward.sizes;
         let (cells, columns) = (sizes.width.div_ceil(C::VALUES), panel * N..(panel + 1) * N);
         let (_, in_scores) = split_scale::<F, C>(self.backward.scale);
-        let [Some(minus_lse), Some(minus_delta)] =
-            [&queries.minus_lse, &queries.minus_delta].map(|values| values[columns.clone()].first_chunk::<N>())
-        else {
-            return;
-        };
+        let [minus_lse, minus_delta] = [&queries.minus_lse, &queries.minus_delta]
+            .map(|values| values[columns.clone()].first_chunk::<N>().expect("a panel"));
         for j in 0..count {
             let row = j * QUERIES + columns.start..j * QUERIES + columns.end;
             keys.p[row.clone()].fill(F::ZERO);

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::KEYS;
 use crate::Element;
 use crate::cpu::access::View;
 use crate::cpu::cells::{Cell, pair};
@@ -58,15 +59,20 @@ impl<'a, S: Element> Head<'a, S> {
     /// Rows `range` as cells along the positions: a row of cells, padded to `pitch`, for every row, or for every two.
     #[inline(always)]
     pub(super) fn join_rows<F: Float, C: Cell<F, Stored = S>>(&self, range: Range<usize>, to: &mut [F], pitch: usize) {
+        if C::VALUES == 1 {
+            return self.copy_rows::<F, C>(range, to, pitch);
+        }
         for (t, to) in range.clone().step_by(C::VALUES).zip(to.chunks_exact_mut(pitch.max(1))) {
-            let row = self.row(t);
-            // SAFETY: values of the row, and of the next one if a cell holds more than one and there is such a row.
+            let whole = t + C::VALUES <= range.end;
+            assert!(t + if whole { C::VALUES - 1 } else { 0 } < self.positions);
+            let row = self.view.at(self.start + t * self.stride);
+            let to = to[..self.width].iter_mut().enumerate();
+            // SAFETY: values of row t, and of the next one where there is such a row.
             unsafe {
-                if t + C::VALUES <= range.end {
-                    let _next = self.row(t + C::VALUES - 1);
-                    row.iter().zip(to).for_each(|(x, to)| *to = C::cell(x, self.stride as isize));
+                if whole {
+                    to.for_each(|(i, to)| *to = C::cell(row.add(i), self.stride as isize));
                 } else {
-                    row.iter().zip(to).for_each(|(x, to)| *to = C::alone(x));
+                    to.for_each(|(i, to)| *to = C::alone(row.add(i)));
                 }
             }
         }
@@ -146,7 +152,6 @@ pub(super) fn narrow_row<F: Float, C: Cell<F>, I: Isa, const N: usize>(isa: I, r
     for place in (0..row.len()).step_by(N) {
         let narrow = rounded::<F, I, N>(isa, row[place..].first_chunk().expect("whole panels"));
         let to = &mut row[place / C::VALUES..][..N / C::VALUES];
-        // SAFETY: the values of a cell, C::VALUES of them.
         to.iter_mut().zip(narrow.chunks_exact(C::VALUES)).for_each(|(to, x)| *to = pair(x[0], x[1]));
     }
 }
@@ -174,6 +179,11 @@ pub(super) fn joined<'a, F: Float, C: Cell<F>, I: Isa, const N: usize>(
         }
     }
     (to, to_row)
+}
+
+/// Cells that a block of keys takes when it is joined along them, of so many columns; none where a cell is one value, and nothing is joined.
+pub(super) fn joined_len<F: Float, C: Cell<F>>(columns: usize) -> usize {
+    if C::VALUES == 1 { 0 } else { KEYS.div_ceil(C::VALUES) * columns }
 }
 
 /// Bits of N values in bf16.

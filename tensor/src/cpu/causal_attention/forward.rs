@@ -5,7 +5,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::factors::{Head, joined};
+use super::factors::{Head, joined, joined_len};
 use super::output::Output;
 use super::product::{Left, add_product};
 use super::{Aligned, KEYS, Sizes, dispatch_of, few_queries, in_pairs, lse_offset, mask, panel, split_scale};
@@ -156,7 +156,7 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
         let mut q_t = Aligned::<F>::zeros(panels * N * cells);
         q.transpose::<F, C, N>(queries.clone(), in_q, &mut q_t);
         let (mut k_rows, mut v_rows) = (Aligned::zeros(KEYS * cells), Aligned::zeros(KEYS * pitch));
-        let [mut scores, mut p] = [0, 1].map(|_| Aligned::<F>::zeros(KEYS * N));
+        let [mut scores, mut p] = [KEYS * N, joined_len::<F, C>(N)].map(Aligned::<F>::zeros);
         let mut out = Aligned::<F>::zeros(panels * N * pitch);
         let mut statistics = [Statistics { maximum: [F::NEG_INFINITY; N], sum: [F::ZERO; N] }; QUERIES / 4];
 
