@@ -18,9 +18,7 @@ pub(super) use backward::causal_attention_backward;
 pub(super) use forward::causal_attention;
 
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut, Range};
-
-use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
 
 use super::cells::{Cell, Pairs};
 use super::isa::{Isa, Kernel, dispatch, dispatch_bf16_on, path};
@@ -33,6 +31,18 @@ const KEYS: usize = 64;
 /// Columns of a panel, the queries whose scores are made together: two vectors of f32, or two of f64.
 const fn panel<F: Float, I: Isa>() -> usize {
     I::LANES * 8 / size_of::<F>()
+}
+
+/// [`panel`] of the path that this runs on.
+struct Panel<F>(PhantomData<F>);
+
+impl<F: Float> Kernel for Panel<F> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> usize {
+        panel::<F, I>()
+    }
 }
 
 /// Sizes: batch, query and key positions, query and key heads, head size.
@@ -117,41 +127,6 @@ fn mask<F: Float, const N: usize>(
     for (j, row) in scores.chunks_mut(pitch).enumerate().take(count).skip(visible.saturating_sub(first)) {
         let hidden = (first + j + 1 - visible).min(N);
         row[..hidden].fill(F::NEG_INFINITY);
-    }
-}
-
-/// The unit of scratch, which keeps it on cache lines.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-/// Scratch values that start at a cache line.
-struct Aligned<F> {
-    lines: Vec<Line>,
-    len: usize,
-    values: PhantomData<F>,
-}
-
-impl<F: Float> Aligned<F> {
-    fn zeros(len: usize) -> Self {
-        let lines = vec![Line([0; 64]); (len * size_of::<F>()).div_ceil(size_of::<Line>())];
-        Aligned { lines, len, values: PhantomData }
-    }
-}
-
-impl<F: Float> Deref for Aligned<F> {
-    type Target = [F];
-
-    #[inline(always)]
-    fn deref(&self) -> &[F] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
-    }
-}
-
-impl<F: Float> DerefMut for Aligned<F> {
-    #[inline(always)]
-    fn deref_mut(&mut self) -> &mut [F] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
 

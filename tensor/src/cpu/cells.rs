@@ -37,6 +37,18 @@ pub(super) trait Cell<F: Float>: 'static {
     /// As above, for this value.
     unsafe fn alone(place: *const Self::Stored) -> F;
 
+    /// Values that stand one after the other, as cells; the last of an odd number is one of its own.
+    fn neighbours(values: &[Self::Stored], to: &mut [F]);
+
+    /// The cells of values that stand at the same places of two rows, or of one row where a cell is one value or there is no other.
+    fn join(first: &[Self::Stored], second: Option<&[Self::Stored]>, to: &mut [F]);
+
+    /// [`Cell::neighbours`] of N values that were computed, at the beginning of `to`.
+    fn round_neighbours<I: Isa, const N: usize>(isa: I, values: &[F; N], to: &mut [F]);
+
+    /// [`Cell::join`] of two rows that were computed.
+    fn round_join<I: Isa, const N: usize>(isa: I, first: &[F; N], second: &[F; N], to: &mut [F; N]);
+
     /// `sums += a * b`, for each of `b`.
     fn add<I: Isa, const N: usize>(isa: I, a: F, b: &[F; N], sums: &mut [F; N]);
 }
@@ -66,12 +78,35 @@ impl<F: Float, S: Stored<F> + 'static> Cell<F> for Wide<S> {
     }
 
     #[inline(always)]
+    fn neighbours(values: &[S], to: &mut [F]) {
+        for (to, value) in to.iter_mut().zip(values) {
+            *to = value.wide();
+        }
+    }
+
+    #[inline(always)]
+    fn join(first: &[S], _: Option<&[S]>, to: &mut [F]) {
+        Self::neighbours(first, to);
+    }
+
+    #[inline(always)]
+    fn round_neighbours<I: Isa, const N: usize>(_: I, values: &[F; N], to: &mut [F]) {
+        to[..N].copy_from_slice(values);
+    }
+
+    #[inline(always)]
+    fn round_join<I: Isa, const N: usize>(_: I, first: &[F; N], _: &[F; N], to: &mut [F; N]) {
+        *to = *first;
+    }
+
+    #[inline(always)]
     fn add<I: Isa, const N: usize>(isa: I, a: F, b: &[F; N], sums: &mut [F; N]) {
         F::axpy(isa, a, b, sums);
     }
 }
 
-/// Pairs of bf16, the first in the lower half; after the last of an odd number comes a zero.
+/// Pairs of bf16, the first in the lower half; after the last of an odd number comes a zero. Neighbours in memory are pairs as they are, on the
+/// processors that multiply them: their bytes come in order of significance.
 pub(super) struct Pairs;
 
 /// The bits of a pair as an f32.
@@ -95,6 +130,43 @@ impl<F: Float> Cell<F> for Pairs {
     unsafe fn alone(place: *const bf16) -> F {
         // SAFETY: the caller's promise.
         pair(unsafe { *place }.to_bits(), 0)
+    }
+
+    #[inline(always)]
+    unsafe fn line(place: *const bf16) -> [F; SQUARE] {
+        // SAFETY: the caller's promise; as many bytes as these pairs, whose bits are values of any kind.
+        unsafe { place.cast::<[F; SQUARE]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn neighbours(values: &[bf16], to: &mut [F]) {
+        let cells = &mut to[..values.len().div_ceil(2)];
+        if let Some(last) = cells.last_mut() {
+            *last = F::ZERO;
+        }
+        bytemuck::cast_slice_mut::<F, bf16>(cells)[..values.len()].copy_from_slice(values);
+    }
+
+    #[inline(always)]
+    fn join(first: &[bf16], second: Option<&[bf16]>, to: &mut [F]) {
+        match second {
+            Some(second) => {
+                for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
+                    *to = pair(first.to_bits(), second.to_bits());
+                }
+            }
+            None => to.iter_mut().zip(first).for_each(|(to, first)| *to = pair(first.to_bits(), 0)),
+        }
+    }
+
+    #[inline(always)]
+    fn round_neighbours<I: Isa, const N: usize>(_: I, values: &[F; N], to: &mut [F]) {
+        I::round_bf16(bytemuck::cast_slice(values), bytemuck::cast_slice_mut(&mut to[..N / 2]));
+    }
+
+    #[inline(always)]
+    fn round_join<I: Isa, const N: usize>(_: I, first: &[F; N], second: &[F; N], to: &mut [F; N]) {
+        I::round_pairs(bytemuck::cast_slice(first), bytemuck::cast_slice(second), bytemuck::cast_slice_mut(to));
     }
 
     #[inline(always)]

@@ -6,17 +6,16 @@
 //! while it is packed, unless the processor multiplies it as it is: then panels hold pairs of neighbours along k. A bf16 output is summed in f32 and rounded
 //! once. The work is cut by shape alone and sums over k keep their order, so the bits do not depend on the number of threads.
 
-mod buffer;
 mod few;
 mod kernel;
 mod pack;
 mod plan;
 
+use super::buffer::{Buffer, OWN, Parts, SHARED};
 use super::isa::{Path, path};
 use super::math::{Float, round};
 use super::parallel::{Pool, blocks};
 use super::stored::Stored;
-use buffer::{Buffer, OWN, SHARED};
 use few::FewRows;
 use half::bf16;
 use kernel::{Panels, on_tile};
@@ -370,7 +369,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             _ => (plan.depth, blocks(part.columns.len().div_ceil(plan.nr), plan.depth * plan.nr).1 * plan.nr),
         };
         let (down, across) = (plan.depth.div_ceil(k_step), part.columns.len().div_ceil(col_step));
-        let packed = &Parts(packed.as_mut_ptr());
+        let packed = Parts::of(packed);
         pool.run(part.items.len() * part.ks.len() * down * across, |task| {
             let (index, block) = (task / (part.ks.len() * down * across), task / (down * across) % part.ks.len());
             let (at, col) = (task / across % down * k_step, task % across * col_step);
@@ -382,7 +381,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let values = self.values(&(k.start + at..k.end.min(k.start + at + k_step)), b.rows);
             let cols = col_step.min(part.columns.len() - col);
             let b = b.block(values.start, part.columns.start + col, values.len(), cols);
-            let to = packed.0.wrapping_add(part.panels(plan, index, &k, col));
+            let to = packed.at(part.panels(plan, index, &k, col));
             on_tile(self.path, PackRight { to, cells: self.cells, depth: k.len(), at, b });
         });
     }
@@ -469,12 +468,6 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         buffer.give_back(&OWN);
     }
 }
-
-/// A buffer of which tasks write parts.
-struct Parts<F>(*mut F);
-
-// SAFETY: each task writes parts of its own.
-unsafe impl<F: Send> Sync for Parts<F> {}
 
 #[cfg(test)]
 mod tests;

@@ -149,6 +149,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
             *out = round(*x);
         }
     }
+
+    /// Pairs of bf16, rounded as by [`Isa::round_bf16`]: in the lower half what is in `first`, in the upper what is in `second`.
+    #[inline(always)]
+    fn round_pairs(first: &[f32], second: &[f32], out: &mut [u32]) {
+        for ((out, first), second) in out.iter_mut().zip(first).zip(second) {
+            *out = u32::from(round(*first)) | u32::from(round(*second)) << 16;
+        }
+    }
 }
 
 /// Token of [`Path::Portable`].
@@ -281,6 +289,35 @@ impl Isa for Avx512Bf16 {
             *to = round(*x);
         }
     }
+
+    #[inline(always)]
+    fn round_pairs(first: &[f32], second: &[f32], out: &mut [u32]) {
+        use std::arch::x86_64::{
+            __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_loadu_ps, _mm512_permutexvar_epi16, _mm512_storeu_si512,
+        };
+        use std::mem::transmute;
+        /// Where value i of `first`, then that of `second`, stands among the values of both.
+        const TURNS: [u16; 32] = {
+            let mut turns = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                turns[i] = (i / 2 + i % 2 * 16) as u16;
+                i += 1;
+            }
+            turns
+        };
+        let ((out, rest), (first, _)) = (out.as_chunks_mut::<16>(), first.as_chunks::<16>());
+        assert!(rest.is_empty(), "rows of pairs of this path are whole vectors");
+        for ((out, first), second) in out.iter_mut().zip(first).zip(second.as_chunks::<16>().0) {
+            // SAFETY: the token exists only where the path's instructions do; vectors are 16 values, of whatever bits.
+            unsafe {
+                let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(second.as_ptr()), _mm512_loadu_ps(first.as_ptr()));
+                let turns = transmute::<[u16; 32], __m512i>(TURNS);
+                let pairs = _mm512_permutexvar_epi16(turns, transmute::<__m512bh, __m512i>(both));
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), pairs);
+            }
+        }
+    }
 }
 
 /// A piece of work compiled once for each path. Mark `run` `#[inline(always)]`, and what it calls.
@@ -348,6 +385,19 @@ pub(crate) fn dispatch_bf16_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
         return unsafe { run_avx512_bf16(kernel) };
     }
     dispatch_on(path, kernel)
+}
+
+/// Asks for the cache line at `place`, which is used soon.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
 }
 
 /// The paths of this processor, for tests that run on each.

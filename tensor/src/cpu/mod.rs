@@ -5,6 +5,7 @@
 
 mod access;
 mod adamw;
+mod buffer;
 mod causal_attention;
 mod cells;
 mod copy;

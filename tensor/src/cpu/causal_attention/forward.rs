@@ -5,11 +5,12 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::factors::{Head, joined, joined_len};
+use super::factors::Head;
 use super::output::Output;
-use super::product::{Left, add_product};
-use super::{Aligned, KEYS, Sizes, dispatch_of, few_queries, in_pairs, lse_offset, mask, panel, split_scale};
+use super::product::{Left, Start, product};
+use super::{KEYS, Sizes, dispatch_of, few_queries, in_pairs, lse_offset, mask, panel, split_scale};
 use crate::cpu::access::{Access, View, ViewMut};
+use crate::cpu::buffer::{Buffer, OWN, in_parts};
 use crate::cpu::cells::{Cell, Pairs, Wide};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::math::Float;
@@ -153,18 +154,17 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
         let (cells, pitch) = (sizes.width.div_ceil(C::VALUES), sizes.width.next_multiple_of(N));
         let panels = queries.len().div_ceil(N);
         let (in_q, in_scores) = split_scale::<F, C>(forward.scale);
-        let mut q_t = Aligned::<F>::zeros(panels * N * cells);
-        q.transpose::<F, C, N>(queries.clone(), in_q, &mut q_t);
-        let (mut k_rows, mut v_rows) = (Aligned::zeros(KEYS * cells), Aligned::zeros(KEYS * pitch));
-        let [mut scores, mut p] = [KEYS * N, joined_len::<F, C>(N)].map(Aligned::<F>::zeros);
-        let mut out = Aligned::<F>::zeros(panels * N * pitch);
+        let lengths = [panels * N * cells, KEYS * cells, KEYS * pitch, KEYS * N, panels * N * pitch];
+        let mut buffer = Buffer::<F>::take(&OWN, in_parts::<F, _>(lengths));
+        let [q_t, k_rows, v_rows, scores, out] = buffer.parts(lengths);
+        q.transpose::<F, C, N>(queries.clone(), in_q, q_t);
         let mut statistics = [Statistics { maximum: [F::NEG_INFINITY; N], sum: [F::ZERO; N] }; QUERIES / 4];
 
         let end = sizes.visible(queries.end - 1);
         for first in (0..end).step_by(KEYS) {
             let keys = first..(first + KEYS).min(end);
-            k.copy_rows::<F, C>(keys.clone(), &mut k_rows, cells);
-            v.join_rows::<F, C>(keys, &mut v_rows, pitch);
+            k.copy_rows::<F, C>(keys.clone(), k_rows, cells);
+            v.join_rows::<F, C>(keys, v_rows, pitch);
             for panel in 0..panels {
                 let start = queries.start + panel * N;
                 let seen = sizes.seen(&(start..start + N), first);
@@ -172,22 +172,24 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
                     continue;
                 }
                 let scores = &mut scores[..seen * N];
-                scores.fill(F::ZERO);
-                let left = Left { values: &k_rows, row: cells, step: 1 };
+                let left = Left { values: k_rows, row: cells, step: 1 };
                 let q_t = &q_t[panel * N * cells..(panel + 1) * N * cells];
-                add_product::<F, C, I, N>(isa, [seen, cells, N], left, (q_t, N), (scores, N));
+                product::<F, C, I, N>(isa, [seen, cells, N], Start::Zeros, left, (q_t, N), (scores, N));
                 mask::<F, N>((scores, N), seen, sizes, first, start);
-                let factor = online(isa, in_scores, scores.as_chunks_mut::<N>().0, &mut statistics[panel]);
+                let factor = online::<F, C, I, N>(isa, in_scores, scores, &mut statistics[panel]);
                 let out = &mut out[panel * N * pitch..(panel + 1) * N * pitch];
-                for (row, factor) in out.chunks_exact_mut(pitch.max(1)).zip(factor) {
-                    // Most maxima stand after a few blocks.
-                    if factor != F::ONE {
-                        row.iter_mut().for_each(|x| *x *= factor);
+                // Every query sees the first keys.
+                let from = if first == 0 { Start::Zeros } else { Start::Sums };
+                if first > 0 {
+                    for (row, factor) in out.chunks_exact_mut(pitch.max(1)).zip(factor) {
+                        // Most maxima stand after a few blocks.
+                        if factor != F::ONE {
+                            row.iter_mut().for_each(|x| *x *= factor);
+                        }
                     }
                 }
-                let (values, step) = joined::<F, C, I, N>(isa, seen, (scores, N), (&mut p, N));
-                let (left, depth) = (Left { values, row: 1, step }, seen.div_ceil(C::VALUES));
-                add_product::<F, C, I, N>(isa, [N, depth, pitch], left, (&v_rows, pitch), (out, pitch));
+                let (left, depth) = (Left { values: scores, row: 1, step: N }, seen.div_ceil(C::VALUES));
+                product::<F, C, I, N>(isa, [N, depth, pitch], from, left, (v_rows, pitch), (out, pitch));
             }
         }
         for (i, t) in queries.clone().enumerate() {
@@ -198,17 +200,20 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
         let lse = (0..queries.len()).map(|i| statistics[i / N].maximum[i % N] + statistics[i / N].sum[i % N].ln());
         // SAFETY: as above.
         unsafe { forward.set_lse([batch, head, queries.start], lse) };
+        buffer.give_back(&OWN);
     }
 }
 
-/// Scores, times `scale`, become e^(score - maximum), statistics are brought up to date; gives the factors for what was summed before.
+/// Scores, times `scale`, become e^(score - maximum), in cells along the keys, and statistics are brought up to date; gives the factors for what was
+/// summed before.
 #[inline(always)]
-fn online<F: Float, I: Isa, const N: usize>(
+fn online<F: Float, C: Cell<F>, I: Isa, const N: usize>(
     isa: I,
     scale: F,
-    scores: &mut [[F; N]],
+    scores: &mut [F],
     statistics: &mut Statistics<F, N>,
 ) -> [F; N] {
+    let scores = scores.as_chunks_mut::<N>().0;
     let mut maximum = statistics.maximum;
     for row in scores.iter() {
         for i in 0..N {
@@ -225,15 +230,34 @@ fn online<F: Float, I: Isa, const N: usize>(
         factor[i] = (statistics.maximum[i] - pivot[i]).exp_flushed(isa);
     }
     let mut sum = [F::ZERO; N];
-    for row in scores {
-        for i in 0..N {
-            row[i] = F::fma(isa, row[i], scale, -pivot[i]).exp_flushed(isa);
-            sum[i] += row[i];
-        }
+    for at in (0..scores.len()).step_by(C::VALUES) {
+        let first = exponentials(isa, scale, &scores[at], &pivot, &mut sum);
+        let second = match C::VALUES > 1 && at + 1 < scores.len() {
+            true => exponentials(isa, scale, &scores[at + 1], &pivot, &mut sum),
+            false => [F::ZERO; N],
+        };
+        C::round_join(isa, &first, &second, &mut scores[at / C::VALUES]);
     }
     for i in 0..N {
         statistics.sum[i] = F::fma(isa, statistics.sum[i], factor[i], sum[i]);
     }
     statistics.maximum = maximum;
     factor
+}
+
+/// `e^(scale * score - pivot)` of a row, which the sums gain.
+#[inline(always)]
+fn exponentials<F: Float, I: Isa, const N: usize>(
+    isa: I,
+    scale: F,
+    scores: &[F; N],
+    pivot: &[F; N],
+    sum: &mut [F; N],
+) -> [F; N] {
+    let mut p = [F::ZERO; N];
+    for i in 0..N {
+        p[i] = F::fma(isa, scores[i], scale, -pivot[i]).exp_flushed(isa);
+        sum[i] += p[i];
+    }
+    p
 }

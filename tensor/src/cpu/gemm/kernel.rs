@@ -1,7 +1,7 @@
 //! The innermost loops: a register tile of MR x NR sums over a panel of a and one of b, and what becomes of the sums.
 
 use super::super::cells::{Cell, Pairs, Wide};
-use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on};
+use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on, prefetch};
 use super::super::math::Float;
 use super::super::stored::Stored;
 use super::pack::Form;
@@ -119,6 +119,7 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                 let (out, addend) = (out.from(row, column), addend.map(|addend| addend.from(row, column)));
                 let begun = begun.map(|sums| sums.from(row, column));
                 let size = [MR.min(rows - row), NR.min(cols - column)];
+                // Written once the sums are known.
                 for i in 0..size[0] {
                     prefetch(out.at(i, 0));
                 }
@@ -132,19 +133,6 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
             }
         }
     }
-}
-
-/// Asks for the cache line at `place`, which is written after the sums are known.
-#[inline(always)]
-fn prefetch<F>(place: *const F) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
 }
 
 /// Values of k in one turn of a register tile's loop. Counting takes 3 of the 23 instructions of a turn over one value, which shows where the core is

@@ -1,9 +1,12 @@
-//! Memory of a thread for what products pack and sum, kept from call to call.
+//! Memory of a thread for what its tasks pack and sum, kept from call to call.
 
-use super::super::math::Float;
-use super::super::memory::{ALIGNMENT, Block};
+use super::math::Float;
+use super::memory::{ALIGNMENT, Block};
 use std::cell::Cell;
 use std::marker::PhantomData;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 type Place = std::thread::LocalKey<Cell<Option<Block>>>;
 
@@ -37,7 +40,44 @@ impl<F: Float> Buffer<F> {
         unsafe { std::slice::from_raw_parts_mut(self.block.pointer().cast::<F>(), self.length) }
     }
 
+    /// Parts of so many values, each from a cache line on, of a buffer with room for [`in_parts`].
+    pub(super) fn parts<const N: usize>(&mut self, lengths: [usize; N]) -> [&mut [F]; N] {
+        let mut rest = self.values();
+        lengths.map(|length| {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(whole_lines::<F>(length));
+            rest = others;
+            &mut part[..length]
+        })
+    }
+
     pub(super) fn give_back(self, place: &'static Place) {
         place.set(Some(self.block));
+    }
+}
+
+/// Values of whole cache lines that hold so many.
+fn whole_lines<F>(length: usize) -> usize {
+    length.next_multiple_of(LINE / size_of::<F>())
+}
+
+/// Room for parts of so many values.
+pub(super) fn in_parts<F, const N: usize>(lengths: [usize; N]) -> usize {
+    lengths.map(whole_lines::<F>).into_iter().sum()
+}
+
+/// A buffer of which tasks write parts.
+pub(super) struct Parts<F>(*mut F);
+
+// SAFETY: each task writes parts of its own.
+unsafe impl<F: Send> Sync for Parts<F> {}
+
+impl<F> Parts<F> {
+    pub(super) fn of(values: &mut [F]) -> Self {
+        Parts(values.as_mut_ptr())
+    }
+
+    /// The address of a value.
+    pub(super) fn at(&self, place: usize) -> *mut F {
+        self.0.wrapping_add(place)
     }
 }
