@@ -392,11 +392,11 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     /// As [`gemm_batched`].
     unsafe fn multiply(&self, pool: &Pool, part: &Part<F>, packed: Option<&[F]>) {
         let plan = &self.plan;
-        let (down, across) = (plan.m.div_ceil(plan.rows), part.columns.len().div_ceil(plan.cols));
+        let (down, across) = (plan.down(), part.columns.len().div_ceil(plan.cols));
         pool.run(part.items.len() * down * across, |task| {
-            let (index, row, col) =
-                (task / (down * across), task / across % down * plan.rows, task % across * plan.cols);
-            let (rows, cols) = (plan.rows.min(plan.m - row), plan.cols.min(part.columns.len() - col));
+            let (index, col) = (task / (down * across), task % across * plan.cols);
+            let Range { start: row, end } = plan.task_rows(task / across % down);
+            let (rows, cols) = (end - row, plan.cols.min(part.columns.len() - col));
             let product = (self.item)(part.items.start + index).block(row, part.columns.start + col, rows, cols);
             let packed = packed.map(|packed| move |k: &Range<usize>| &packed[part.panels(plan, index, k, col)..]);
             let sums = plan.leaves_sums.then(|| part.sums(plan.m).block(row, col, rows, cols));

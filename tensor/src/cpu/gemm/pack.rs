@@ -1,7 +1,7 @@
 //! Packing: a matrix in the order in which register tiles read it, as cells of values in the type that is computed in or of pairs of bf16.
 
 use super::super::cells::{Cell, Pairs, Wide};
-use super::super::isa::Isa;
+use super::super::isa::{Isa, prefetch};
 use super::super::math::Float;
 use super::super::transpose::{SQUARE, transpose};
 use super::kernel::Tiled;
@@ -79,13 +79,10 @@ impl<F: Float> PackLeft<'_, F> {
             // SAFETY: values of row i of the matrix.
             unsafe {
                 if col_stride == 1 {
-                    row[..whole]
-                        .iter_mut()
-                        .enumerate()
-                        .for_each(|(k, cell)| *cell = P::cell(from.add(k * P::VALUES), 1));
-                } else {
-                    row[..whole].iter_mut().enumerate().for_each(|(k, cell)| *cell = P::cell(at(k), col_stride));
+                    P::neighbours(std::slice::from_raw_parts(from, cols), row);
+                    continue;
                 }
+                row[..whole].iter_mut().enumerate().for_each(|(k, cell)| *cell = P::cell(at(k), col_stride));
                 if odd {
                     row[whole] = P::alone(at(whole));
                 }
@@ -108,6 +105,11 @@ impl<F: Float> PackLeft<'_, F> {
             for (panel, row) in self.to.chunks_exact_mut(DEPTH * MR).zip((0..rows).step_by(MR)) {
                 let height = MR.min(rows - row);
                 let places = &mut panel.as_chunks_mut::<MR>().0[ks.clone()];
+                for k in ks.clone() {
+                    for value in 0..P::VALUES {
+                        prefetch(at(row + MR, k + COLUMNS).wrapping_offset(value as isize * col_stride));
+                    }
+                }
                 for (k, place) in ks.clone().zip(places) {
                     // SAFETY: values of the matrix.
                     unsafe {

@@ -48,8 +48,8 @@ pub(super) struct Plan {
     pub(super) leaves_sums: bool,
     /// Products whose panels are packed together.
     group: usize,
-    /// Rows and columns of a task.
-    pub(super) rows: usize,
+    /// Most rows and columns of a task.
+    rows: usize,
     pub(super) cols: usize,
 }
 
@@ -81,7 +81,19 @@ impl Plan {
 
     /// Tasks for `items` products, or a chunk of their columns.
     fn tasks(&self, items: usize) -> usize {
-        items * self.m.div_ceil(self.rows) * self.chunk.div_ceil(self.cols)
+        items * self.down() * self.chunk.div_ceil(self.cols)
+    }
+
+    /// Tasks that rows are cut into.
+    pub(super) fn down(&self) -> usize {
+        self.m.div_ceil(self.rows)
+    }
+
+    /// Rows of task number `index` of those, of which all have as many tiles, or one more: a last one with few rows would leave threads waiting.
+    pub(super) fn task_rows(&self, index: usize) -> Range<usize> {
+        let tiles = self.m.div_ceil(self.mr);
+        let cut = |index: usize| (index * tiles / self.down() * self.mr).min(self.m);
+        cut(index)..cut(index + 1)
     }
 
     /// Multiplications of a task.
@@ -181,6 +193,9 @@ mod tests {
                         assert!(plan.rows.is_multiple_of(plan.mr) && plan.cols.is_multiple_of(plan.nr));
                         assert!(plan.chunk.is_multiple_of(plan.nr) && plan.depth <= DEPTH && plan.rows <= ROWS);
                         assert!(plan.block(plan.blocks() - 1).end == k && !plan.block(plan.blocks() - 1).is_empty());
+                        let ends: Vec<usize> = (0..plan.down()).map(|index| plan.task_rows(index).end).collect();
+                        assert!(ends.last() == Some(&m) && plan.task_rows(0).start == 0);
+                        assert!(ends.windows(2).all(|end| end[0] < end[1] && end[1] - end[0] <= plan.rows));
                         assert!(plan.chunks().last().is_some_and(|chunk| chunk.end == n));
                         assert!(plan.groups(batch).last().is_some_and(|group| group.end == batch));
                         let panels = plan.packed_len() * size_of::<f32>();
