@@ -269,6 +269,11 @@ impl<'a, E: Element> View<'a, E> {
         leading(&self.layout)
     }
 
+    /// Elements of a row.
+    pub(crate) fn width(&self) -> usize {
+        self.layout.shape().last().copied().unwrap_or(1)
+    }
+
     /// Row number `i` in row-major order; the last dimension must be contiguous in memory.
     pub(crate) fn row(&self, i: usize) -> &'a [E] {
         let (offset, width) = row_of(&self.layout, i);

@@ -3,15 +3,17 @@
 //! Work goes row by row along the last dimension: contiguous rows in vector loops, an argument whose row is one repeated value as a
 //! constant, other strides element by element. Contiguous tensors are one long row, cut into blocks. Moves each argument and the output once.
 
-use super::access::{Access, View, ViewMut};
+use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
+use super::stored::{Stored, with_stored};
 use super::stream::Writer;
+use super::strips::map_at;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Binary, Destination, Unary};
-use crate::{Element, Layout, Result, Tensor};
+use crate::{Layout, Result, Tensor};
 
 /// Elements of a block of a contiguous tensor.
 const BLOCK: usize = 8192;
@@ -35,29 +37,6 @@ fn row_at(layout: &Layout, contiguous: bool, r: usize, width: usize) -> (usize, 
     }
     let stride = layout.strides().last().copied().unwrap_or(1);
     (layout.offset_of(r * width), width, if width == 1 { 1 } else { stride })
-}
-
-/// A row of an argument.
-#[derive(Clone, Copy)]
-enum Row<'a, F> {
-    /// Neighbours in memory.
-    Slice(&'a [F]),
-    /// One value repeated.
-    Constant(F),
-    /// First address and stride.
-    Strided(*const F, usize),
-}
-
-impl<'a, F: Float + Element> Row<'a, F> {
-    fn of(view: &View<'a, F>, (start, n, stride): (usize, usize, usize)) -> Self {
-        match stride {
-            // SAFETY: the row lies inside the view's span, locked for reading.
-            1 => Row::Slice(unsafe { std::slice::from_raw_parts(view.at(start), n) }),
-            // SAFETY: as above.
-            0 => Row::Constant(unsafe { *view.at(start) }),
-            s => Row::Strided(view.at(start), s),
-        }
-    }
 }
 
 #[inline(always)]
@@ -120,66 +99,51 @@ macro_rules! per_unary {
 }
 
 vectorized! {
-    fn unary_row<'a, F>(isa: I, op: Unary, out: &'a mut [F], x: &'a [F]) -> () {
-        per_unary!(op, o => out.iter_mut().zip(x).for_each(|(y, &x)| *y = apply(isa, o, x)))
+    /// `n` elements from `x` to `out`, addresses that the caller vouches for; they may be the same.
+    fn unary_row<'a, F, S>(isa: I, op: Unary, n: usize, out: *mut S, x: *const S) -> () {
+        // SAFETY: the caller passes rows inside the views' spans.
+        per_unary!(op, o => unsafe { map_at(isa, false, n, [out], [x], |[x]: [F; 1]| [apply(isa, o, x)]) })
     }
 }
 
 vectorized! {
-    fn unary_in_place<'a, F>(isa: I, op: Unary, x: &'a mut [F]) -> () {
-        per_unary!(op, o => x.iter_mut().for_each(|x| *x = apply(isa, o, *x)))
-    }
-}
-
-vectorized! {
-    /// Strided rows: `n` elements from `x` to `out`, addresses that the caller vouches for.
-    fn unary_strided<'a, F>(isa: I, op: Unary, n: usize, out: (*mut F, usize), x: (*const F, usize)) -> () {
+    /// The same for rows with strides.
+    fn unary_strided<'a, F, S>(isa: I, op: Unary, n: usize, out: (*mut S, usize), x: (*const S, usize)) -> () {
         for i in 0..n {
             // SAFETY: the caller passes rows inside the views' spans.
-            unsafe { *out.0.add(i * out.1) = apply(isa, op, *x.0.add(i * x.1)) }
+            unsafe { put(isa, out.0.add(i * out.1), false, apply(isa, op, (*x.0.add(i * x.1)).wide())) }
         }
     }
 }
 
 /// `out = op(x)`.
 pub(super) fn unary(pool: &Pool, out: &Tensor, op: Unary, x: &Tensor) -> Result<()> {
-    with_float!("unary", out.dtype(), F => {
-        let access = Access::converting(pool, "unary", &[x], &[out])?;
-        let (o, x) = (access.output::<F>(out)?, access.view::<F>(x)?);
+    with_float!("unary", out.dtype(), F => with_stored!(out.dtype(), F, S => {
+        let access = Access::new("unary", &[x], &[out])?;
+        let (o, x) = (access.output::<S>(out)?, access.view::<S>(x)?);
         let in_place = o.is_same(&x);
         let (rows, width) = rows_of(&[o.layout(), x.layout()]);
         let whole = o.layout().is_contiguous() && x.layout().is_contiguous();
         let (count, per_block) = blocks(rows, width * 4);
         pool.run(count, |b| {
-            let mut writer = Writer::new(out.len(), false);
+            let mut writer = Writer::new(out.len(), in_place);
             for r in b * per_block..((b + 1) * per_block).min(rows) {
-                let to = row_at(o.layout(), whole, r, width);
-                let row = Row::of(&x, row_at(x.layout(), whole, r, width));
-                match row {
+                let ((to, n, to_stride), (at, _, stride)) =
+                    (row_at(o.layout(), whole, r, width), row_at(x.layout(), whole, r, width));
+                let (y, x) = (o.at(to), x.at(at));
+                if to_stride != 1 || stride != 1 {
+                    unary_strided::<F, S>(op, n, (y, to_stride), (x, stride));
+                } else if in_place {
+                    unary_row::<F, S>(op, n, y, x);
+                } else {
                     // SAFETY: rows of different tasks are disjoint, and no other reference to this one is alive.
-                    _ if in_place && to.2 == 1 => unary_in_place(op, unsafe { slice_mut(&o, to) }),
-                    Row::Slice(x) if to.2 == 1 && !in_place => {
-                        // SAFETY: as above; the input is another row.
-                        writer.write(unsafe { slice_mut(&o, to) }, |out| unary_row(op, out, x))
-                    }
-                    Row::Slice(x) => unary_strided(op, to.1, (o.at(to.0), to.2), (x.as_ptr(), 1)),
-                    Row::Constant(x) => unary_strided(op, to.1, (o.at(to.0), to.2), (&x, 0)),
-                    Row::Strided(x, stride) => unary_strided(op, to.1, (o.at(to.0), to.2), (x, stride)),
+                    let row = unsafe { std::slice::from_raw_parts_mut(y, n) };
+                    writer.write(row, |out| unary_row::<F, S>(op, n, out.as_mut_ptr(), x));
                 }
             }
         });
         Ok(())
-    })
-}
-
-/// A row of the output with stride 1.
-///
-/// # Safety
-/// As [`ViewMut::row`].
-#[allow(clippy::mut_from_ref)]
-unsafe fn slice_mut<'a, F: Element>(view: &ViewMut<'a, F>, (start, n, _): (usize, usize, usize)) -> &'a mut [F] {
-    // SAFETY: inside the view's span, locked for writing; exclusive by the caller's promise.
-    unsafe { std::slice::from_raw_parts_mut(view.at(start), n) }
+    }))
 }
 
 #[inline(always)]
@@ -225,91 +189,93 @@ macro_rules! per_binary {
     };
 }
 
+/// Stores a value, or adds it.
+///
+/// # Safety
+/// The place is valid for reads and writes.
 #[inline(always)]
-fn put<F: Float>(out: &mut F, accumulate: bool, value: F) {
-    *out = if accumulate { *out + value } else { value };
+unsafe fn put<F: Float, S: Stored<F>, I: Isa>(isa: I, out: *mut S, accumulate: bool, value: F) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = if accumulate { (*out).wide() + value } else { value };
+        S::put(isa, &[value], &mut *out.cast::<[S; 1]>());
+    }
 }
 
 vectorized! {
-    /// One row of `out (+)= op(a, b)`.
-    fn binary_row<'a, F>(isa: I, op: Binary, accumulate: bool, out: &'a mut [F], a: &'a [F], b: &'a [F]) -> () {
-        per_binary!(op, o => match accumulate {
-            true => out.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y += combine(o, a, b)),
-            false => out.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = combine(o, a, b)),
+    /// `n` elements of `out (+)= op(a, b)`, addresses that the caller vouches for; `out` may be `a` or `b`.
+    fn binary_row<'a, F, S>(isa: I, op: Binary, accumulate: bool, n: usize, out: *mut S, a: *const S, b: *const S) -> () {
+        per_binary!(op, o => {
+            // SAFETY: the caller passes rows inside the views' spans.
+            unsafe { map_at(isa, accumulate, n, [out], [a, b], |[a, b]: [F; 2]| [combine(o, a, b)]) }
         })
     }
 }
 
 vectorized! {
-    /// One row of `out (+)= op(a, constant)`.
-    fn binary_constant<'a, F>(isa: I, op: Binary, accumulate: bool, out: &'a mut [F], a: &'a [F], b: F) -> () {
-        per_binary!(op, o => out.iter_mut().zip(a).for_each(|(y, &a)| put(y, accumulate, combine(o, a, b))))
+    /// The same with one value for b.
+    fn binary_constant<'a, F, S>(isa: I, op: Binary, accumulate: bool, n: usize, out: *mut S, a: *const S, b: F) -> () {
+        per_binary!(op, o => {
+            // SAFETY: as above.
+            unsafe { map_at(isa, accumulate, n, [out], [a], |[a]: [F; 1]| [combine(o, a, b)]) }
+        })
     }
 }
 
 vectorized! {
-    /// One row of `a = op(a, b)`.
-    fn binary_left<'a, F>(isa: I, op: Binary, a: &'a mut [F], b: &'a [F]) -> () {
-        per_binary!(op, o => a.iter_mut().zip(b).for_each(|(a, &b)| *a = combine(o, *a, b)))
-    }
-}
-
-vectorized! {
-    /// One row of `b = op(a, b)`.
-    fn binary_right<'a, F>(isa: I, op: Binary, a: &'a [F], b: &'a mut [F]) -> () {
-        per_binary!(op, o => a.iter().zip(b).for_each(|(&a, b)| *b = combine(o, a, *b)))
+    /// The same for rows with strides.
+    fn binary_strided<'a, F, S>(
+        isa: I,
+        op: Binary,
+        accumulate: bool,
+        n: usize,
+        out: (*mut S, usize),
+        a: (*const S, usize),
+        b: (*const S, usize),
+    ) -> () {
+        for i in 0..n {
+            // SAFETY: the caller passes rows inside the views' spans.
+            unsafe {
+                let value = combine(op, (*a.0.add(i * a.1)).wide(), (*b.0.add(i * b.1)).wide());
+                put(isa, out.0.add(i * out.1), accumulate, value);
+            }
+        }
     }
 }
 
 /// `out (+)= op(a, b)`.
 pub(super) fn binary(pool: &Pool, out: Destination, op: Binary, a: &Tensor, b: &Tensor) -> Result<()> {
     let Destination { tensor, accumulate } = out;
-    with_float!("binary", tensor.dtype(), F => {
-        let access = Access::converting(pool, "binary", &[a, b], &[tensor])?;
-        let o = access.destination::<F>(out)?;
-        let (a, b) = (access.view::<F>(a)?, access.view::<F>(b)?);
-        let (left, right) = (o.is_same(&a), o.is_same(&b));
-        let (rows, width) = rows_of(&[o.layout(), a.layout(), b.layout()]);
-        let whole = [o.layout(), a.layout(), b.layout()].iter().all(|l| l.is_contiguous());
+    with_float!("binary", tensor.dtype(), F => with_stored!(tensor.dtype(), F, S => {
+        let access = Access::new("binary", &[a, b], &[tensor])?;
+        let o = access.destination::<S>(out)?;
+        let (a, b) = (access.view::<S>(a)?, access.view::<S>(b)?);
+        let in_place = o.is_same(&a) || o.is_same(&b);
+        let layouts = [o.layout(), a.layout(), b.layout()];
+        let (rows, width) = rows_of(&layouts);
+        let whole = layouts.iter().all(|layout| layout.is_contiguous());
         let (count, per_block) = blocks(rows, width * 2);
         pool.run(count, |block| {
-            let mut writer = Writer::new(tensor.len(), accumulate);
+            let mut writer = Writer::new(tensor.len(), accumulate || in_place);
             for r in block * per_block..((block + 1) * per_block).min(rows) {
-                let to = row_at(o.layout(), whole, r, width);
-                let (at, bt) = (row_at(a.layout(), whole, r, width), row_at(b.layout(), whole, r, width));
-                if to.2 == 1 && !accumulate && left != right && at.2 == 1 && bt.2 == 1 {
-                    // Only the argument that is not the output is read through a slice of its own.
-                    let other = if left { Row::of(&b, bt) } else { Row::of(&a, at) };
-                    // SAFETY: rows of different tasks are disjoint.
-                    let out = unsafe { slice_mut(&o, to) };
-                    match other {
-                        Row::Slice(b) if left => binary_left(op, out, b),
-                        Row::Slice(a) => binary_right(op, a, out),
-                        _ => {}
-                    }
-                } else if to.2 == 1 && !left && !right && at.2 == 1 && bt.2 <= 1 {
-                    // SAFETY: as above; neither argument is the output.
-                    let out = unsafe { slice_mut(&o, to) };
-                    match (Row::of(&a, at), Row::of(&b, bt)) {
-                        (Row::Slice(a), Row::Slice(b)) => {
-                            writer.write(out, |out| binary_row(op, accumulate, out, a, b));
-                        }
-                        (Row::Slice(a), Row::Constant(b)) => {
-                            writer.write(out, |out| binary_constant(op, accumulate, out, a, b));
-                        }
-                        _ => {}
-                    }
+                let [(to, n, to_stride), (at, _, a_stride), (bt, _, b_stride)] =
+                    layouts.map(|layout| row_at(layout, whole, r, width));
+                let (y, a, b) = (o.at(to), a.at(at), b.at(bt));
+                let row = |out: *mut S| match b_stride {
+                    // SAFETY: an element of the view, which is not written: rows that are have stride 1.
+                    0 => binary_constant::<F, S>(op, accumulate, n, out, a, unsafe { *b }.wide()),
+                    _ => binary_row::<F, S>(op, accumulate, n, out, a, b),
+                };
+                if to_stride != 1 || a_stride != 1 || b_stride > 1 {
+                    binary_strided::<F, S>(op, accumulate, n, (y, to_stride), (a, a_stride), (b, b_stride));
+                } else if in_place {
+                    row(y);
                 } else {
-                    for i in 0..to.1 {
-                        // SAFETY: inside the spans of the views; rows of different tasks are disjoint.
-                        unsafe {
-                            let value = combine::<F>(op, *a.at(at.0 + i * at.2), *b.at(bt.0 + i * bt.2));
-                            put(&mut *o.at(to.0 + i * to.2), accumulate, value);
-                        }
-                    }
+                    // SAFETY: rows of different tasks are disjoint, and no other reference to this one is alive.
+                    writer.write(unsafe { std::slice::from_raw_parts_mut(y, n) }, |out| row(out.as_mut_ptr()));
                 }
             }
         });
         Ok(())
-    })
+    }))
 }

@@ -4,7 +4,9 @@ use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
-use super::rows::{Rows, RowsMut};
+use super::stored::with_stored;
+use super::stream::Writer;
+use super::strips::map;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
@@ -29,53 +31,51 @@ fn derivative<F: Float, I: Isa>(isa: I, x: F) -> F {
 }
 
 vectorized! {
-    fn gelu_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F]) -> () {
-        out.iter_mut().zip(x).for_each(|(o, &x)| *o = x * gate(isa, x))
+    fn gelu_row<'a, F, S>(isa: I, out: &'a mut [S], x: &'a [S]) -> () {
+        map(isa, false, [out], [x], |[x]: [F; 1]| [x * gate(isa, x)])
     }
 }
 
 vectorized! {
-    fn gelu_backward_row<'a, F>(isa: I, accumulate: bool, d_x: &'a mut [F], d_out: &'a [F], x: &'a [F]) -> () {
-        match accumulate {
-            true => d_x.iter_mut().zip(d_out).zip(x).for_each(|((d, &g), &x)| *d += g * derivative(isa, x)),
-            false => d_x.iter_mut().zip(d_out).zip(x).for_each(|((d, &g), &x)| *d = g * derivative(isa, x)),
-        }
+    fn gelu_backward_row<'a, F, S>(isa: I, accumulate: bool, d_x: &'a mut [S], d_out: &'a [S], x: &'a [S]) -> () {
+        map(isa, accumulate, [d_x], [d_out, x], |[d_out, x]: [F; 2]| [d_out * derivative(isa, x)])
     }
 }
 
 /// `out = gelu(x)`.
 pub(super) fn gelu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
-    with_float!("gelu", x.dtype(), F => {
+    with_float!("gelu", x.dtype(), F => with_stored!(x.dtype(), F, S => {
         let access = Access::new("gelu", &[x], &[out])?;
-        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
-        let rows = x.count();
+        let (y, x) = (access.output::<S>(out)?, access.view::<S>(x)?);
+        let rows = x.rows();
         let (count, per_block) = blocks(rows, x.width() * 8);
         pool.run(count, |b| {
-            let (mut out, mut x) = (out.writer(), x.reader());
+            let mut writer = Writer::new(out.len(), false);
             for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                unsafe { out.write(r, |out| gelu_row::<F>(out, x.row(r))) };
+                writer.write(unsafe { y.row(r) }, |out| gelu_row::<F, S>(out, x.row(r)));
             }
         });
         Ok(())
-    })
+    }))
 }
 
 /// `d_x (+)= d_out * gelu'(x)`.
 pub(super) fn gelu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: &Tensor) -> Result<()> {
-    with_float!("gelu_backward", x.dtype(), F => {
-        let access = Access::new("gelu_backward", &[d_out, x], &[d_x.tensor])?;
-        let accumulate = d_x.accumulate;
-        let (d_x, d_out, x) = (RowsMut::<F>::of(&access, d_x)?, Rows::of(&access, d_out)?, Rows::of(&access, x)?);
-        let rows = x.count();
+    let Destination { tensor, accumulate } = d_x;
+    with_float!("gelu_backward", x.dtype(), F => with_stored!(x.dtype(), F, S => {
+        let access = Access::new("gelu_backward", &[d_out, x], &[tensor])?;
+        let (d_x, d_out, x) = (access.destination::<S>(d_x)?, access.view::<S>(d_out)?, access.view::<S>(x)?);
+        let rows = x.rows();
         let (count, per_block) = blocks(rows, x.width() * 8);
         pool.run(count, |b| {
-            let (mut d_x, mut d_out, mut x) = (d_x.writer(), d_out.reader(), x.reader());
+            let mut writer = Writer::new(tensor.len(), accumulate);
             for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                unsafe { d_x.write(r, |d_x| gelu_backward_row::<F>(accumulate, d_x, d_out.row(r), x.row(r))) };
+                let to = unsafe { d_x.row(r) };
+                writer.write(to, |d_x| gelu_backward_row::<F, S>(accumulate, d_x, d_out.row(r), x.row(r)));
             }
         });
         Ok(())
-    })
+    }))
 }

@@ -5,7 +5,7 @@
 //! handed to a function that stays a call (a thread-local's `with`, a pool's `run`) is compiled for the baseline,
 //! where an FMA is a slow library call; dispatch inside it instead. `PATCHGPT_CPU=portable|avx2|avx512|avx512bf16` forces a path.
 
-use super::math::round;
+use super::math::{round, widen};
 use std::sync::OnceLock;
 
 /// The environment variable that forces an instruction path.
@@ -142,6 +142,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         }
     }
 
+    /// The values whose bits in bf16 these are, exact.
+    #[inline(always)]
+    fn widen_bf16(x: &[u16], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = widen(*x);
+        }
+    }
+
     /// The bits of bf16 nearest to each of `x`, ties to even; a NaN stays one. AVX512_BF16 makes zeros of subnormal numbers.
     #[inline(always)]
     fn round_bf16(x: &[f32], out: &mut [u16]) {
@@ -205,11 +213,31 @@ macro_rules! axpy_f32 {
     };
 }
 
+/// `Isa::widen_bf16` of vectors of so many lanes: bits become the upper halves of integers. (Of a length that is known, compilers make no vectors.)
+#[cfg(target_arch = "x86_64")]
+macro_rules! widen_bf16 {
+    ($lanes:literal, $load:ident, $extend:ident, $shift:ident, $store:ident) => {
+        #[inline(always)]
+        fn widen_bf16(x: &[u16], out: &mut [f32]) {
+            use std::arch::x86_64::{$extend, $load, $shift, $store};
+            let ((vectors, rest), (to, last)) = (x.as_chunks::<$lanes>(), out.as_chunks_mut::<$lanes>());
+            for (x, to) in vectors.iter().zip(to) {
+                // SAFETY: the token exists only where the path's instructions do; both sides are whole vectors.
+                unsafe { $store(to.as_mut_ptr().cast(), $shift::<16>($extend($load(x.as_ptr().cast())))) };
+            }
+            for (x, to) in rest.iter().zip(last) {
+                *to = widen(*x);
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 impl Isa for Avx2 {
     const LANES: usize = 8;
 
     axpy_f32!(8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_fmadd_ps, _mm256_storeu_ps);
+    widen_bf16!(8, _mm_loadu_si128, _mm256_cvtepu16_epi32, _mm256_slli_epi32, _mm256_storeu_si256);
 
     #[inline(always)]
     fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
@@ -227,6 +255,7 @@ impl Isa for Avx512 {
     const LANES: usize = 16;
 
     axpy_f32!(16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_fmadd_ps, _mm512_storeu_ps);
+    widen_bf16!(16, _mm256_loadu_si256, _mm512_cvtepu16_epi32, _mm512_slli_epi32, _mm512_storeu_si512);
 
     #[inline(always)]
     fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
@@ -256,6 +285,11 @@ impl Isa for Avx512Bf16 {
     #[inline(always)]
     fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
         Avx512::fma_f64(a, b, c)
+    }
+
+    #[inline(always)]
+    fn widen_bf16(x: &[u16], out: &mut [f32]) {
+        Avx512::widen_bf16(x, out);
     }
 
     #[inline(always)]

@@ -30,6 +30,7 @@ mod rows;
 mod softmax;
 mod stored;
 mod stream;
+mod strips;
 mod swiglu;
 mod transpose;
 mod vectorized;

@@ -7,7 +7,8 @@
 use super::access::Access;
 use super::math::{Float, max, sum};
 use super::parallel::{Pool, blocks};
-use super::rows::{Rows, Value};
+use super::stored::{Stored, with_stored};
+use super::strips::add;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::{Destination, Reduction};
@@ -37,10 +38,13 @@ fn pairwise<F: Float>(x: &[F], leaf: &impl Fn(&[F]) -> F) -> F {
 }
 
 vectorized! {
-    fn fold_row<'a, F>(isa: I, op: Reduction, out: &'a mut [F], x: &'a [F]) -> () {
-        match op {
-            Reduction::Sum => out.iter_mut().zip(x).for_each(|(o, &x)| *o += x),
-            Reduction::Max => out.iter_mut().zip(x).for_each(|(o, &x)| *o = F::max(*o, x)),
+    /// Folds rows of `out.len()` values that follow each other into `out`.
+    fn fold_rows<'a, F, S>(isa: I, op: Reduction, out: &'a mut [F], rows: &'a [S]) -> () {
+        for x in rows.chunks_exact(out.len().max(1)) {
+            match op {
+                Reduction::Sum => add(isa, out, x),
+                Reduction::Max => out.iter_mut().zip(x).for_each(|(out, x)| *out = F::max(*out, x.wide())),
+            }
         }
     }
 }
@@ -71,7 +75,7 @@ pub(super) fn reduce(pool: &Pool, out: Destination, op: Reduction, x: &Tensor) -
     let x = x.contiguous()?;
     with_float!("reduce", x.dtype(), F => match trailing {
         true => over_last::<F>(pool, out, op, &x, o.len(), count),
-        false => over_first::<F>(pool, out, op, &x, count, o.len()),
+        false => with_stored!(x.dtype(), F, S => over_first::<F, S>(pool, out, op, &x, count, o.len())),
     })
 }
 
@@ -117,7 +121,7 @@ fn over_last<F: Float + Element>(
     store(&access, out, &results)
 }
 
-fn over_first<F: Value>(
+fn over_first<F: Float + Element, S: Stored<F> + Element>(
     pool: &Pool,
     out: Destination,
     op: Reduction,
@@ -126,17 +130,13 @@ fn over_first<F: Value>(
     n: usize,
 ) -> Result<()> {
     let access = Access::converting(pool, "reduce", &[x], &[out.tensor])?;
-    let x = x.view(&[count, n])?;
-    let x = Rows::<F>::of(&access, &x)?;
+    let x = access.view::<S>(x)?.slice();
     let mut partial = vec![start::<F>(op); count.div_ceil(ROWS).max(1) * n];
     each_mut(pool, &mut partial, n.max(1), |b, part| {
-        let mut x = x.reader();
-        for r in b * ROWS..((b + 1) * ROWS).min(count) {
-            fold_row(op, part, x.row(r));
-        }
+        fold_rows::<F, S>(op, part, &x[b * ROWS * n..count.min((b + 1) * ROWS) * n]);
     });
     let (first, rest) = partial.split_at_mut(n);
-    rest.chunks(n.max(1)).for_each(|p| fold_row(op, first, p));
+    fold_rows::<F, F>(op, first, rest);
     store(&access, out, first)
 }
 

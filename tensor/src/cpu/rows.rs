@@ -46,11 +46,10 @@ impl<'a, F: Value> Rows<'a, F> {
 
     /// Elements of a row.
     pub(super) fn width(&self) -> usize {
-        let layout = match self {
-            Rows::Wide(view) => view.layout(),
-            Rows::Bf16(view) => view.layout(),
-        };
-        layout.shape().last().copied().unwrap_or(1)
+        match self {
+            Rows::Wide(view) => view.width(),
+            Rows::Bf16(view) => view.width(),
+        }
     }
 
     /// Element `column` of row `row`.

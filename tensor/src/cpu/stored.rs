@@ -5,9 +5,11 @@ use super::math::{Float, widen};
 use half::bf16;
 
 /// A stored type, read as F.
-pub(super) trait Stored<F>: Copy + Send + Sync {
+pub(super) trait Stored<F>: bytemuck::Pod + Send + Sync {
     /// The value, exact.
     fn wide(self) -> F;
+    /// Values that are stored one after the other, exact.
+    fn get<I: Isa, const N: usize>(isa: I, from: &[Self; N]) -> [F; N];
     /// Stores values, rounded to nearest even.
     fn put<I: Isa, const N: usize>(isa: I, values: &[F; N], to: &mut [Self; N]);
 }
@@ -16,6 +18,11 @@ impl<F: Float> Stored<F> for F {
     #[inline(always)]
     fn wide(self) -> F {
         self
+    }
+
+    #[inline(always)]
+    fn get<I: Isa, const N: usize>(_: I, from: &[F; N]) -> [F; N] {
+        *from
     }
 
     #[inline(always)]
@@ -28,6 +35,17 @@ impl<F: Float> Stored<F> for bf16 {
     #[inline(always)]
     fn wide(self) -> F {
         F::from_f64(f64::from(widen(self.to_bits())))
+    }
+
+    #[inline(always)]
+    fn get<I: Isa, const N: usize>(_: I, from: &[bf16; N]) -> [F; N] {
+        let mut wide = [0.0; N];
+        I::widen_bf16(bytemuck::cast_slice(from), &mut wide);
+        let mut values = [F::ZERO; N];
+        for (value, wide) in values.iter_mut().zip(wide) {
+            *value = F::from_f64(f64::from(wide));
+        }
+        values
     }
 
     #[inline(always)]

@@ -4,75 +4,69 @@ use super::access::Access;
 use super::isa::Isa;
 use super::math::Float;
 use super::parallel::{Pool, blocks};
-use super::rows::{Rows, RowsMut};
+use super::stored::with_stored;
+use super::stream::Writer;
+use super::strips::map;
 use super::vectorized::vectorized;
 use super::with_float;
 use crate::backend::Destination;
 use crate::{Result, Tensor};
 
 vectorized! {
-    fn swiglu_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F]) -> () {
+    fn swiglu_row<'a, F, S>(isa: I, out: &'a mut [S], x: &'a [S]) -> () {
         let (gate, up) = x.split_at(out.len());
-        out.iter_mut().zip(gate).zip(up).for_each(|((o, &g), &u)| *o = g * g.sigmoid(isa) * u)
+        map(isa, false, [out], [gate, up], |[gate, up]: [F; 2]| [gate * gate.sigmoid(isa) * up])
     }
 }
 
 /// Gradients of gate and up.
 #[inline(always)]
-fn gradients<F: Float, I: Isa>(isa: I, d: F, gate: F, up: F) -> (F, F) {
+fn gradients<F: Float, I: Isa>(isa: I, d: F, gate: F, up: F) -> [F; 2] {
     let s = gate.sigmoid(isa);
-    (d * up * s * F::fma(isa, gate, F::ONE - s, F::ONE), d * gate * s)
+    [d * up * s * F::fma(isa, gate, F::ONE - s, F::ONE), d * gate * s]
 }
 
 vectorized! {
-    fn swiglu_backward_row<'a, F>(isa: I, accumulate: bool, d_x: &'a mut [F], d_out: &'a [F], x: &'a [F]) -> () {
-        let (gate, up) = x.split_at(d_out.len());
-        let (d_gate, d_up) = d_x.split_at_mut(d_out.len());
-        let places = d_gate.iter_mut().zip(d_up).zip(d_out).zip(gate).zip(up);
-        match accumulate {
-            true => places.for_each(|((((dg, du), &d), &g), &u)| {
-                let (a, b) = gradients(isa, d, g, u);
-                *dg += a;
-                *du += b;
-            }),
-            false => places.for_each(|((((dg, du), &d), &g), &u)| (*dg, *du) = gradients(isa, d, g, u)),
-        }
+    fn swiglu_backward_row<'a, F, S>(isa: I, accumulate: bool, d_x: &'a mut [S], d_out: &'a [S], x: &'a [S]) -> () {
+        let ((gate, up), (d_gate, d_up)) = (x.split_at(d_out.len()), d_x.split_at_mut(d_out.len()));
+        map(isa, accumulate, [d_gate, d_up], [d_out, gate, up], |[d, gate, up]: [F; 3]| gradients(isa, d, gate, up))
     }
 }
 
 /// `out = silu(gate) * up`.
 pub(super) fn swiglu(pool: &Pool, out: &Tensor, x: &Tensor) -> Result<()> {
-    with_float!("swiglu", x.dtype(), F => {
+    with_float!("swiglu", x.dtype(), F => with_stored!(x.dtype(), F, S => {
         let access = Access::new("swiglu", &[x], &[out])?;
-        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Rows::of(&access, x)?);
-        let rows = x.count();
+        let (y, x) = (access.output::<S>(out)?, access.view::<S>(x)?);
+        let rows = x.rows();
         let (count, per_block) = blocks(rows, x.width() * 4);
         pool.run(count, |b| {
-            let (mut out, mut x) = (out.writer(), x.reader());
+            let mut writer = Writer::new(out.len(), false);
             for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                unsafe { out.write(r, |out| swiglu_row::<F>(out, x.row(r))) };
+                writer.write(unsafe { y.row(r) }, |out| swiglu_row::<F, S>(out, x.row(r)));
             }
         });
         Ok(())
-    })
+    }))
 }
 
 /// Gradients of gate and up, joined.
 pub(super) fn swiglu_backward(pool: &Pool, d_x: Destination, d_out: &Tensor, x: &Tensor) -> Result<()> {
-    with_float!("swiglu_backward", x.dtype(), F => {
-        let access = Access::new("swiglu_backward", &[d_out, x], &[d_x.tensor])?;
-        let accumulate = d_x.accumulate;
-        let (d_x, d_out, x) = (RowsMut::<F>::of(&access, d_x)?, Rows::of(&access, d_out)?, Rows::of(&access, x)?);
-        let rows = x.count();
+    let Destination { tensor, accumulate } = d_x;
+    with_float!("swiglu_backward", x.dtype(), F => with_stored!(x.dtype(), F, S => {
+        let access = Access::new("swiglu_backward", &[d_out, x], &[tensor])?;
+        let (d_x, d_out, x) = (access.destination::<S>(d_x)?, access.view::<S>(d_out)?, access.view::<S>(x)?);
+        let rows = x.rows();
         let (count, per_block) = blocks(rows, x.width() * 6);
         pool.run(count, |b| {
-            let (mut d_x, mut d_out, mut x) = (d_x.writer(), d_out.reader(), x.reader());
+            let mut writer = Writer::new(tensor.len(), accumulate);
             for r in b * per_block..((b + 1) * per_block).min(rows) {
                 // SAFETY: rows of different tasks are disjoint.
-                unsafe { d_x.write(r, |d_x| swiglu_backward_row::<F>(accumulate, d_x, d_out.row(r), x.row(r))) };
+                let to = unsafe { d_x.row(r) };
+                writer.write(to, |d_x| swiglu_backward_row::<F, S>(accumulate, d_x, d_out.row(r), x.row(r)));
             }
         });
         Ok(())
-    })
+    }))
 }
