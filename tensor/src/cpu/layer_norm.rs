@@ -1,81 +1,140 @@
 //! LayerNorm over rows; the variance is taken in a second sweep over the row, around the mean. Backward makes d_x and, per block of rows, partial
 //! sums of d_weight and d_bias in one pass. Forward reads and writes each element once; backward reads x and d_out and writes d_x.
 
-use super::access::Access;
-use super::isa::Isa;
+use std::ops::Range;
+
+use super::access::{Access, View, ViewMut};
+use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
 use super::math::{ACCUMULATORS, Float, fold, sum, sum_squares_around};
+use super::norm::{Gradient, Input, ROWS, add_blocks, put_weight};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
-use super::rms_norm::{Input, ROWS, put, sum_blocks};
-use super::rows::{Rows, RowsMut};
-use super::vectorized::vectorized;
+use super::rows::Place;
+use super::stored::{Stored, with_stored};
+use super::stream::Writer;
+use super::strips::{map_wide, wide};
 use super::with_float;
 use crate::backend::{Destination, Residual};
-use crate::{Result, Tensor};
+use crate::{Element, Result, Tensor};
 
-vectorized! {
-    /// Normalises a row; gives its mean and the reciprocal of its deviation.
-    fn forward_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], weight: &'a [F], bias: &'a [F], eps: F) -> (F, F) {
-        let n = F::from_f64(x.len() as f64);
-        let mean = sum(isa, x) / n;
-        let rstd = F::ONE / (sum_squares_around(isa, x, mean) / n + eps).sqrt();
-        out.iter_mut().zip(x).zip(weight).zip(bias).for_each(|(((o, &x), &w), &b)| *o = F::fma(isa, (x - mean) * rstd, w, b));
-        (mean, rstd)
+/// A task of the forward pass.
+struct Forward<'a, F, S> {
+    input: Input<'a, S>,
+    out: ViewMut<'a, S>,
+    mean: ViewMut<'a, F>,
+    rstd: ViewMut<'a, F>,
+    weight: &'a [F],
+    bias: &'a [F],
+    eps: F,
+    /// Elements of the output, of which the task makes rows `range`.
+    len: usize,
+    range: Range<usize>,
+}
+
+impl<F: Float + Element, S: Stored<F> + Element> Kernel for Forward<'_, F, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Forward { input, out, mean, rstd, weight, bias, eps, len, range } = self;
+        let (mut writer, mut buffer) = (Writer::new(len, false), vec![F::ZERO; weight.len()]);
+        let n = F::from_f64(weight.len() as f64);
+        // SAFETY: blocks of rows are disjoint.
+        let (means, rstds) = unsafe { (mean.slice(range.clone()), rstd.slice(range.clone())) };
+        for (i, r) in range.enumerate() {
+            // SAFETY: as above.
+            let (x, row) = unsafe { (input.row(isa, r, &mut buffer), out.row(r)) };
+            let mean = sum(isa, x) / n;
+            let rstd = F::ONE / (sum_squares_around(isa, x, mean) / n + eps).sqrt();
+            let normalised = |[x, w, b]: [F; 3]| F::fma(isa, (x - mean) * rstd, w, b);
+            map_wide(isa, false, writer.begin(row), [x, weight, bias], normalised);
+            writer.end(row);
+            (means[i], rstds[i]) = (mean, rstd);
+        }
     }
 }
 
-/// What a row's backward reads.
-#[derive(Clone, Copy)]
-struct Row<'a, F> {
-    d_out: &'a [F],
-    x: &'a [F],
-    weight: &'a [F],
-    mean: F,
-    rstd: F,
+/// N values of each of a row's d_out, x and weight. `scaled` becomes `d_out * weight`; the gradients of weight and bias gain their contributions; the
+/// partial sums of `scaled` and of its products with the normalised x theirs.
+#[inline(always)]
+fn add_part<F: Float, I: Isa, const N: usize>(
+    isa: I,
+    [d_out, x, weight]: [&[F; N]; 3],
+    (mean, rstd): (F, F),
+    [scaled, d_weight, d_bias]: [&mut [F; N]; 3],
+    [sums, products]: [&mut [F; N]; 2],
+) {
+    // In registers, since a compiler cannot know that what is written is not what is read.
+    let (mut values, mut weights, mut biases) = ([F::ZERO; N], *d_weight, *d_bias);
+    for i in 0..N {
+        let (d, normal) = (d_out[i], (x[i] - mean) * rstd);
+        values[i] = d * weight[i];
+        weights[i] = F::fma(isa, d, normal, weights[i]);
+        biases[i] += d;
+        sums[i] += values[i];
+        products[i] = F::fma(isa, values[i], normal, products[i]);
+    }
+    (*scaled, *d_weight, *d_bias) = (values, weights, biases);
 }
 
-/// A part of a row's backward: of its `d_out`, `x` and `weight`. The gradients of weight and bias gain their contributions; the partial sums of
-/// `d_out * weight` and of its products with the normalised x, element i to number i, theirs.
+/// [`add_part`] for a row; gives the sums of `scaled` and of its products with the normalised x.
 #[inline(always)]
-fn add_part<F: Float, I: Isa>(
+fn add_row<F: Float, I: Isa>(
     isa: I,
     [d_out, x, weight]: [&[F]; 3],
-    (mean, rstd): (F, F),
-    [d_weight, d_bias]: [&mut [F]; 2],
-    [sums, products]: &mut [[F; ACCUMULATORS]; 2],
-) {
+    statistics: (F, F),
+    [scaled, d_weight, d_bias]: [&mut [F]; 3],
+) -> [F; 2] {
+    const N: usize = ACCUMULATORS;
+    let (mut sums, mut products) = ([F::ZERO; N], [F::ZERO; N]);
+    let ((d, d_rest), (x, x_rest)) = (d_out.as_chunks::<N>(), x.as_chunks::<N>());
+    let ((w, w_rest), (s, s_rest)) = (weight.as_chunks::<N>(), scaled.as_chunks_mut::<N>());
+    let ((d_w, d_w_rest), (d_b, d_b_rest)) = (d_weight.as_chunks_mut::<N>(), d_bias.as_chunks_mut::<N>());
     for i in 0..x.len() {
-        let (d, normal) = (d_out[i], (x[i] - mean) * rstd);
-        let d_normal = d * weight[i];
-        d_weight[i] = F::fma(isa, d, normal, d_weight[i]);
-        d_bias[i] += d;
-        sums[i] += d_normal;
-        products[i] = F::fma(isa, d_normal, normal, products[i]);
+        let gain = [&mut s[i], &mut d_w[i], &mut d_b[i]];
+        add_part(isa, [&d[i], &x[i], &w[i]], statistics, gain, [&mut sums, &mut products]);
     }
+    for i in 0..x_rest.len() {
+        let read = [&d_rest[i], &x_rest[i], &w_rest[i]].map(std::array::from_ref);
+        let gain = [&mut s_rest[i], &mut d_w_rest[i], &mut d_b_rest[i]].map(std::array::from_mut);
+        let partial = [&mut sums[i], &mut products[i]].map(std::array::from_mut);
+        add_part::<F, I, 1>(isa, read, statistics, gain, partial);
+    }
+    [fold(sums, |a, b| a + b), fold(products, |a, b| a + b)]
 }
 
-vectorized! {
-    /// `d_x` becomes the row's gradient; `d_weight` and `d_bias` gain the row's contributions.
-    fn backward_row<'a, F>(isa: I, d_x: &'a mut [F], d_weight: &'a mut [F], d_bias: &'a mut [F], row: Row<'a, F>) -> () {
-        let Row { d_out, x, weight, mean, rstd } = row;
-        let c = x.len();
-        // Slices of one length: bounds are checked once.
-        let (d_x, d_out, weight, d_weight, d_bias) =
-            (&mut d_x[..c], &d_out[..c], &weight[..c], &mut d_weight[..c], &mut d_bias[..c]);
-        let ((d, d_rest), (xs, x_rest)) = (d_out.as_chunks::<ACCUMULATORS>(), x.as_chunks::<ACCUMULATORS>());
-        let (w, w_rest) = weight.as_chunks::<ACCUMULATORS>();
-        let (d_w, d_w_rest) = d_weight.as_chunks_mut::<ACCUMULATORS>();
-        let (d_b, d_b_rest) = d_bias.as_chunks_mut::<ACCUMULATORS>();
-        let mut partial = [[F::ZERO; ACCUMULATORS]; 2];
-        for i in 0..xs.len() {
-            add_part(isa, [&d[i], &xs[i], &w[i]], (mean, rstd), [&mut d_w[i], &mut d_b[i]], &mut partial);
-        }
-        add_part(isa, [d_rest, x_rest, w_rest], (mean, rstd), [d_w_rest, d_b_rest], &mut partial);
+/// A task of the backward pass.
+struct Backward<'a, F, S> {
+    d_x: Option<(Gradient<'a, F>, bool)>,
+    /// What the rows of the task contribute to the gradients of the weight and of the bias.
+    d_weight: &'a mut [F],
+    d_bias: &'a mut [F],
+    d_out: View<'a, S>,
+    x: View<'a, S>,
+    weight: &'a [F],
+    mean: &'a [F],
+    rstd: &'a [F],
+    range: Range<usize>,
+}
+
+impl<F: Float + Element, S: Stored<F> + Element> Kernel for Backward<'_, F, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Backward { mut d_x, d_weight, d_bias, d_out, x, weight, mean, rstd, range } = self;
+        let c = weight.len();
+        let (mut wide_d, mut wide_x, mut scaled) = (vec![F::ZERO; c], vec![F::ZERO; c], vec![F::ZERO; c]);
         let n = F::from_f64(c as f64);
-        let [first, second] = partial.map(|partial| fold(partial, |a, b| a + b) / n);
-        for i in 0..c {
-            let normal = (x[i] - mean) * rstd;
-            d_x[i] = rstd * (d_out[i] * weight[i] - first - normal * second);
+        for r in range {
+            let (d_out, x) = (wide(isa, d_out.row(r), &mut wide_d), wide(isa, x.row(r), &mut wide_x));
+            let (mean, rstd) = (mean[r], rstd[r]);
+            let sums = add_row(isa, [d_out, x, weight], (mean, rstd), [&mut scaled, d_weight, d_bias]);
+            let Some((d_x, accumulate)) = &mut d_x else { continue };
+            let (first, second) = (sums[0] / n, sums[1] / n);
+            let gradient = |[s, x]: [F; 2]| rstd * (s - first - (x - mean) * rstd * second);
+            // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
+            unsafe { d_x.put(isa, *accumulate, r, [&scaled, x], gradient) };
         }
     }
 }
@@ -93,30 +152,21 @@ pub(super) fn layer_norm(
     bias: &Tensor,
     eps: f64,
 ) -> Result<()> {
-    with_float!("layer_norm", x.dtype(), F => {
-        let (inputs, outputs) = Input::<F>::tensors(x, residual);
+    with_float!("layer_norm", x.dtype(), F => with_stored!(x.dtype(), F, S => {
+        let (inputs, outputs) = Input::<S>::tensors(x, residual);
         let (inputs, outputs) = ([&inputs[..], &[weight, bias]].concat(), [&outputs[..], &[out, mean, rstd]].concat());
         let access = Access::converting(pool, "layer_norm", &inputs, &outputs)?;
-        let (m, s) = (access.output::<F>(mean)?, access.output::<F>(rstd)?);
-        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Input::of(&access, x, residual)?);
+        let (mean, rstd) = (access.output::<F>(mean)?, access.output::<F>(rstd)?);
+        let (y, input) = (access.output::<S>(out)?, Input::<S>::of(&access, x, residual)?);
         let (weight, bias) = (access.view::<F>(weight)?.slice(), access.view::<F>(bias)?.slice());
-        let rows = x.count();
+        let (rows, len, eps) = (input.count(), out.len(), F::from_f64(eps));
         let (count, per_block) = blocks(rows, weight.len() * 4);
         pool.run(count, |b| {
             let range = b * per_block..((b + 1) * per_block).min(rows);
-            let (mut out, mut x) = (out.writer(), x.reader());
-            // SAFETY: blocks of rows are disjoint.
-            let (mean, rstd) = unsafe { (m.slice(range.clone()), s.slice(range.clone())) };
-            for (i, r) in range.enumerate() {
-                // SAFETY: as above.
-                (mean[i], rstd[i]) = unsafe {
-                    let x = x.row(r);
-                    out.write(r, |out| forward_row::<F>(out, x, weight, bias, F::from_f64(eps)))
-                };
-            }
+            dispatch_bf16_on(path(), Forward { input, out: y, mean, rstd, weight, bias, eps, len, range });
         });
         Ok(())
-    })
+    }))
 }
 
 /// Gradients for x, the weight and the bias.
@@ -132,34 +182,24 @@ pub(super) fn layer_norm_backward(
     mean: &Tensor,
     rstd: &Tensor,
 ) -> Result<()> {
-    with_float!("layer_norm_backward", x.dtype(), F => {
+    with_float!("layer_norm_backward", x.dtype(), F => with_stored!(x.dtype(), F, S => {
         let outputs: Vec<&Tensor> = [d_x, d_weight, d_bias].iter().flatten().map(|d| d.tensor).collect();
         let access = Access::converting(pool, "layer_norm_backward", &[d_out, x, weight, mean, rstd], &outputs)?;
-        let (d_out, x) = (Rows::<F>::of(&access, d_out)?, Rows::<F>::of(&access, x)?);
+        let (d_out, x) = (access.view::<S>(d_out)?, access.view::<S>(x)?);
         let weight = access.view::<F>(weight)?.slice();
         let (mean, rstd) = (access.view::<F>(mean)?.slice(), access.view::<F>(rstd)?.slice());
-        let accumulate = d_x.is_some_and(|d| d.accumulate);
-        let d_x = d_x.map(|d| RowsMut::of(&access, d)).transpose()?;
-        let (rows, c) = (x.count(), weight.len());
+        let d_x = d_x.map(|d_x| -> Result<_> { Ok((Place::<F>::of(&access, d_x.tensor)?, d_x)) }).transpose()?;
+        let (rows, c) = (x.rows(), weight.len());
         // Each block holds a partial row of d_weight and one of d_bias.
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * 2 * c];
         each_mut(pool, &mut partial, (2 * c).max(1), |b, partial| {
-            let mut row_d_x = vec![F::default(); c];
-            let (mut d_out, mut x, mut writer) = (d_out.reader(), x.reader(), d_x.map(|d_x| d_x.writer()));
             let (d_weight, d_bias) = partial.split_at_mut(c);
-            for r in b * ROWS..((b + 1) * ROWS).min(rows) {
-                let row = Row { d_out: d_out.row(r), x: x.row(r), weight, mean: mean[r], rstd: rstd[r] };
-                backward_row::<F>(&mut row_d_x, d_weight, d_bias, row);
-                if let Some(d_x) = &mut writer {
-                    // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    unsafe { d_x.write(r, |row| put::<F>(accumulate, row, &row_d_x)) };
-                }
-            }
+            let range = b * ROWS..((b + 1) * ROWS).min(rows);
+            let d_x = d_x.map(|(place, d_x)| (Gradient::of(place, d_x), d_x.accumulate));
+            dispatch_bf16_on(path(), Backward { d_x, d_weight, d_bias, d_out, x, weight, mean, rstd, range });
         });
-        let (first, rest) = partial.split_at_mut(2 * c);
-        rest.chunks(2 * c.max(1)).for_each(|p| put::<F>(true, first, p));
-        let (weights, biases) = first.split_at_mut(c);
-        sum_blocks::<F>(&access, d_weight, weights, c)?;
-        sum_blocks::<F>(&access, d_bias, biases, c)
-    })
+        add_blocks(&mut partial, 2 * c);
+        put_weight(&access, d_weight, &partial[..c])?;
+        put_weight(&access, d_bias, &partial[c..2 * c])
+    }))
 }

@@ -19,6 +19,7 @@ mod linear;
 mod math;
 mod matmul;
 mod memory;
+mod norm;
 mod parallel;
 mod patch_embedding;
 mod peak;

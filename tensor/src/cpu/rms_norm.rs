@@ -1,124 +1,52 @@
 //! RMSNorm over rows. Backward makes d_x and, per block of rows, a partial d_weight in one pass; partial sums are added in block order.
 //! Forward reads and writes each element once; backward reads x and d_out and writes d_x.
 
-use super::access::Access;
+use std::ops::Range;
+
+use super::access::{Access, View, ViewMut};
+use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
 use super::math::{Float, dot, sum_squares};
+use super::norm::{Gradient, Input, ROWS, add_blocks, put_weight};
 use super::parallel::{Pool, blocks};
 use super::reduce::each_mut;
-use super::rows::{Reader, Rows, RowsMut, Value, Writer};
-use super::vectorized::vectorized;
+use super::rows::Place;
+use super::stored::{Stored, with_stored};
+use super::stream::Writer;
+use super::strips::{map_wide, wide};
 use super::with_float;
 use crate::backend::{Destination, Residual};
 use crate::{Element, Result, Tensor};
 
-/// Rows whose contributions to d_weight are summed before blocks are added.
-pub(super) const ROWS: usize = 64;
-
-vectorized! {
-    fn forward_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], weight: &'a [F], eps: F) -> F {
-        let mean = sum_squares(isa, x) / F::from_f64(x.len() as f64);
-        let rstd = F::ONE / (mean + eps).sqrt();
-        out.iter_mut().zip(x).zip(weight).for_each(|((o, &x), &w)| *o = x * rstd * w);
-        rstd
-    }
+/// A task of the forward pass.
+struct Forward<'a, F, S> {
+    input: Input<'a, S>,
+    out: ViewMut<'a, S>,
+    rstd: ViewMut<'a, F>,
+    weight: &'a [F],
+    eps: F,
+    /// Elements of the output, of which the task makes rows `range`.
+    len: usize,
+    range: Range<usize>,
 }
 
-vectorized! {
-    /// `scratch` becomes d_x of the row; `d_weight` gains its contribution.
-    fn backward_row<'a, F>(
-        isa: I,
-        scratch: &'a mut [F],
-        d_weight: &'a mut [F],
-        d_out: &'a [F],
-        x: &'a [F],
-        weight: &'a [F],
-        rstd: F,
-    ) -> () {
-        // Slices of one length: bounds are checked once.
-        let (scratch, d_weight) = (&mut scratch[..x.len()], &mut d_weight[..x.len()]);
-        let (d_out, weight) = (&d_out[..x.len()], &weight[..x.len()]);
-        for i in 0..x.len() {
-            scratch[i] = d_out[i] * weight[i];
-            d_weight[i] = F::fma(isa, d_out[i], x[i] * rstd, d_weight[i]);
+impl<F: Float + Element, S: Stored<F> + Element> Kernel for Forward<'_, F, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Forward { input, out, rstd, weight, eps, len, range } = self;
+        let (mut writer, mut buffer) = (Writer::new(len, false), vec![F::ZERO; weight.len()]);
+        let n = F::from_f64(weight.len() as f64);
+        // SAFETY: blocks of rows are disjoint.
+        let rstds = unsafe { rstd.slice(range.clone()) };
+        for (r, to) in range.zip(rstds) {
+            // SAFETY: as above.
+            let (x, row) = unsafe { (input.row(isa, r, &mut buffer), out.row(r)) };
+            let rstd = F::ONE / (sum_squares(isa, x) / n + eps).sqrt();
+            map_wide(isa, false, writer.begin(row), [x, weight], |[x, w]: [F; 2]| x * rstd * w);
+            writer.end(row);
+            *to = rstd;
         }
-        let mean = dot(isa, scratch, x) * rstd / F::from_f64(x.len() as f64);
-        let slope = mean * rstd;
-        scratch.iter_mut().zip(x).for_each(|(s, &x)| *s = rstd * (*s - x * slope));
-    }
-}
-
-vectorized! {
-    fn put_row<'a, F>(isa: I, accumulate: bool, out: &'a mut [F], x: &'a [F]) -> () {
-        match accumulate {
-            true => out.iter_mut().zip(x).for_each(|(o, &x)| *o += x),
-            false => out.copy_from_slice(x),
-        }
-    }
-}
-
-/// Writes or adds a row.
-pub(super) fn put<F: Float>(accumulate: bool, out: &mut [F], x: &[F]) {
-    put_row(accumulate, out, x);
-}
-
-vectorized! {
-    fn add_row<'a, F>(isa: I, out: &'a mut [F], x: &'a [F], addend: &'a [F]) -> () {
-        out.iter_mut().zip(x).zip(addend).for_each(|((o, &x), &a)| *o = x + a)
-    }
-}
-
-/// What a norm is taken of: rows of x, or of `x + addend`, which are then written to a tensor of their own.
-#[derive(Clone, Copy)]
-pub(super) struct Input<'a, F> {
-    x: Rows<'a, F>,
-    /// The addend, and the sum as it is written and read.
-    residual: Option<(Rows<'a, F>, RowsMut<'a, F>, Rows<'a, F>)>,
-}
-
-impl<'a, F: Value> Input<'a, F> {
-    /// The tensors that are read and those that are written, for the locks.
-    pub(super) fn tensors<'t>(x: &'t Tensor, residual: Option<Residual<'t>>) -> (Vec<&'t Tensor>, Vec<&'t Tensor>) {
-        let addend = residual.map(|residual| residual.addend);
-        ([Some(x), addend].into_iter().flatten().collect(), residual.map(|residual| residual.sum).into_iter().collect())
-    }
-
-    pub(super) fn of(access: &'a Access, x: &'a Tensor, residual: Option<Residual<'a>>) -> Result<Self> {
-        let residual = residual.map(|Residual { addend, sum }| -> Result<_> {
-            let to = RowsMut::of(access, Destination::write(sum))?.read_again();
-            Ok((Rows::of(access, addend)?, to, Rows::of(access, sum)?))
-        });
-        Ok(Input { x: Rows::of(access, x)?, residual: residual.transpose()? })
-    }
-
-    /// How many rows there are.
-    pub(super) fn count(&self) -> usize {
-        self.x.count()
-    }
-
-    /// For one task, which takes rows of its own.
-    pub(super) fn reader(&self) -> InputReader<'a, F> {
-        let residual = self.residual.map(|(addend, to, sum)| (addend.reader(), to.writer(), sum.reader()));
-        InputReader { x: self.x.reader(), residual }
-    }
-}
-
-/// How a task reads what a norm is taken of.
-pub(super) struct InputReader<'a, F> {
-    x: Reader<'a, F>,
-    residual: Option<(Reader<'a, F>, Writer<'a, F>, Reader<'a, F>)>,
-}
-
-impl<F: Value> InputReader<'_, F> {
-    /// Row `row`, as it is stored: a sum is rounded to its type first.
-    ///
-    /// # Safety
-    /// The row belongs to this task.
-    pub(super) unsafe fn row(&mut self, row: usize) -> &[F] {
-        let Some((addend, to, sum)) = &mut self.residual else { return self.x.row(row) };
-        let (x, addend) = (self.x.row(row), addend.row(row));
-        // SAFETY: the caller's promise.
-        unsafe { to.write(row, |to| add_row::<F>(to, x, addend)) };
-        sum.row(row)
     }
 }
 
@@ -132,29 +60,57 @@ pub(super) fn rms_norm(
     weight: &Tensor,
     eps: f64,
 ) -> Result<()> {
-    with_float!("rms_norm", x.dtype(), F => {
-        let (inputs, outputs) = Input::<F>::tensors(x, residual);
+    with_float!("rms_norm", x.dtype(), F => with_stored!(x.dtype(), F, S => {
+        let (inputs, outputs) = Input::<S>::tensors(x, residual);
         let (inputs, outputs) = ([&inputs[..], &[weight]].concat(), [&outputs[..], &[out, rstd]].concat());
         let access = Access::converting(pool, "rms_norm", &inputs, &outputs)?;
-        let (s, weight) = (access.output::<F>(rstd)?, access.view::<F>(weight)?.slice());
-        let (out, x) = (RowsMut::<F>::of(&access, Destination::write(out))?, Input::of(&access, x, residual)?);
-        let rows = x.count();
+        let (rstd, weight) = (access.output::<F>(rstd)?, access.view::<F>(weight)?.slice());
+        let (y, input) = (access.output::<S>(out)?, Input::<S>::of(&access, x, residual)?);
+        let (rows, len, eps) = (input.count(), out.len(), F::from_f64(eps));
         let (count, per_block) = blocks(rows, weight.len() * 3);
         pool.run(count, |b| {
             let range = b * per_block..((b + 1) * per_block).min(rows);
-            let (mut out, mut x) = (out.writer(), x.reader());
-            // SAFETY: blocks of rows are disjoint.
-            let rstd = unsafe { s.slice(range.clone()) };
-            for (r, rstd) in range.zip(rstd) {
-                // SAFETY: as above.
-                *rstd = unsafe {
-                    let x = x.row(r);
-                    out.write(r, |out| forward_row::<F>(out, x, weight, F::from_f64(eps)))
-                };
-            }
+            dispatch_bf16_on(path(), Forward { input, out: y, rstd, weight, eps, len, range });
         });
         Ok(())
-    })
+    }))
+}
+
+/// A task of the backward pass.
+struct Backward<'a, F, S> {
+    d_x: Option<(Gradient<'a, F>, bool)>,
+    /// What the rows of the task contribute to the gradient of the weight.
+    d_weight: &'a mut [F],
+    d_out: View<'a, S>,
+    x: View<'a, S>,
+    weight: &'a [F],
+    rstd: &'a [F],
+    range: Range<usize>,
+}
+
+impl<F: Float + Element, S: Stored<F> + Element> Kernel for Backward<'_, F, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Backward { mut d_x, d_weight, d_out, x, weight, rstd, range } = self;
+        let c = weight.len();
+        let (mut wide_d, mut wide_x, mut scaled) = (vec![F::ZERO; c], vec![F::ZERO; c], vec![F::ZERO; c]);
+        for r in range {
+            let (d_out, x, rstd) = (wide(isa, d_out.row(r), &mut wide_d), wide(isa, x.row(r), &mut wide_x), rstd[r]);
+            // Slices of one length: bounds are checked once.
+            let (d_out, x, weight) = (&d_out[..c], &x[..c], &weight[..c]);
+            let (scaled, d_weight) = (&mut scaled[..c], &mut d_weight[..c]);
+            for i in 0..c {
+                scaled[i] = d_out[i] * weight[i];
+                d_weight[i] = F::fma(isa, d_out[i], x[i] * rstd, d_weight[i]);
+            }
+            let Some((d_x, accumulate)) = &mut d_x else { continue };
+            let slope = dot(isa, scaled, x) * rstd / F::from_f64(c as f64) * rstd;
+            // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
+            unsafe { d_x.put(isa, *accumulate, r, [scaled, x], |[s, x]: [F; 2]| rstd * (s - x * slope)) };
+        }
+    }
 }
 
 /// Gradients for x and the weight.
@@ -167,42 +123,20 @@ pub(super) fn rms_norm_backward(
     weight: &Tensor,
     rstd: &Tensor,
 ) -> Result<()> {
-    with_float!("rms_norm_backward", x.dtype(), F => {
+    with_float!("rms_norm_backward", x.dtype(), F => with_stored!(x.dtype(), F, S => {
         let outputs: Vec<&Tensor> = [d_x, d_weight].iter().flatten().map(|d| d.tensor).collect();
         let access = Access::converting(pool, "rms_norm_backward", &[d_out, x, weight, rstd], &outputs)?;
-        let (d_out, x) = (Rows::<F>::of(&access, d_out)?, Rows::<F>::of(&access, x)?);
+        let (d_out, x) = (access.view::<S>(d_out)?, access.view::<S>(x)?);
         let (weight, rstd) = (access.view::<F>(weight)?.slice(), access.view::<F>(rstd)?.slice());
-        let accumulate = d_x.is_some_and(|d| d.accumulate);
-        let d_x = d_x.map(|d| RowsMut::of(&access, d)).transpose()?;
-        let (rows, c) = (x.count(), weight.len());
+        let d_x = d_x.map(|d_x| -> Result<_> { Ok((Place::<F>::of(&access, d_x.tensor)?, d_x)) }).transpose()?;
+        let (rows, c) = (x.rows(), weight.len());
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
-        each_mut(pool, &mut partial, c.max(1), |b, partial| {
-            let mut scratch = vec![F::default(); c];
-            let (mut d_out, mut x, mut writer) = (d_out.reader(), x.reader(), d_x.map(|d_x| d_x.writer()));
-            for (r, &rstd) in rstd.iter().enumerate().take(rows).skip(b * ROWS).take(ROWS) {
-                backward_row::<F>(&mut scratch, partial, d_out.row(r), x.row(r), weight, rstd);
-                if let Some(d_x) = &mut writer {
-                    // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-                    unsafe { d_x.write(r, |row| put::<F>(accumulate, row, &scratch)) };
-                }
-            }
+        each_mut(pool, &mut partial, c.max(1), |b, d_weight| {
+            let range = b * ROWS..((b + 1) * ROWS).min(rows);
+            let d_x = d_x.map(|(place, d_x)| (Gradient::of(place, d_x), d_x.accumulate));
+            dispatch_bf16_on(path(), Backward { d_x, d_weight, d_out, x, weight, rstd, range });
         });
-        sum_blocks(&access, d_weight, &mut partial, c)
-    })
-}
-
-/// Adds the blocks of partial rows in order into the first and puts it into the destination.
-pub(super) fn sum_blocks<F: Float + Element>(
-    access: &Access,
-    out: Option<Destination>,
-    partial: &mut [F],
-    c: usize,
-) -> Result<()> {
-    let Some(out) = out else { return Ok(()) };
-    let (first, rest) = partial.split_at_mut(c);
-    rest.chunks(c.max(1)).for_each(|p| put(true, first, p));
-    let view = access.destination::<F>(out)?;
-    // SAFETY: the only reference to the locked output.
-    put(out.accumulate, unsafe { view.slice(0..c) }, first);
-    Ok(())
+        add_blocks(&mut partial, c);
+        put_weight(&access, d_weight, &partial[..c])
+    }))
 }

@@ -8,6 +8,8 @@ use half::bf16;
 pub(super) trait Stored<F>: bytemuck::Pod + Send + Sync {
     /// The value, exact.
     fn wide(self) -> F;
+    /// The values themselves, if they are stored in F.
+    fn as_wide(values: &[Self]) -> Option<&[F]>;
     /// Values that are stored one after the other, exact.
     fn get<I: Isa, const N: usize>(isa: I, from: &[Self; N]) -> [F; N];
     /// Stores values, rounded to nearest even.
@@ -18,6 +20,11 @@ impl<F: Float> Stored<F> for F {
     #[inline(always)]
     fn wide(self) -> F {
         self
+    }
+
+    #[inline(always)]
+    fn as_wide(values: &[F]) -> Option<&[F]> {
+        Some(values)
     }
 
     #[inline(always)]
@@ -35,6 +42,11 @@ impl<F: Float> Stored<F> for bf16 {
     #[inline(always)]
     fn wide(self) -> F {
         F::from_f64(f64::from(widen(self.to_bits())))
+    }
+
+    #[inline(always)]
+    fn as_wide(_: &[bf16]) -> Option<&[F]> {
+        None
     }
 
     #[inline(always)]

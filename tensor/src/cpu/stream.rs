@@ -37,12 +37,25 @@ impl<E: Pod> Writer<E> {
     /// Lets `make` write the part `to`, all of it; it finds there what the output holds only if it adds to it.
     #[inline]
     pub(super) fn write<T>(&mut self, to: &mut [E], make: impl FnOnce(&mut [E]) -> T) -> T {
-        let Some(made) = &mut self.made else { return make(to) };
-        made.resize(made.len().max(to.len()), E::zeroed());
-        let made = &mut made[..to.len()];
-        let result = make(made);
-        copy_past_caches(to, made);
+        let result = make(self.begin(to));
+        self.end(to);
         result
+    }
+
+    /// Where to make the part `to`, before [`Writer::end`].
+    #[inline]
+    pub(super) fn begin<'p>(&'p mut self, to: &'p mut [E]) -> &'p mut [E] {
+        let Some(made) = &mut self.made else { return to };
+        made.resize(made.len().max(to.len()), E::zeroed());
+        &mut made[..to.len()]
+    }
+
+    /// The part `to` has been made.
+    #[inline]
+    pub(super) fn end(&mut self, to: &mut [E]) {
+        if let Some(made) = &self.made {
+            copy_past_caches(to, &made[..to.len()]);
+        }
     }
 }
 
