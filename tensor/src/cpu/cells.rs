@@ -41,7 +41,7 @@ pub(super) trait Cell<F: Float>: 'static {
     fn neighbours(values: &[Self::Stored], to: &mut [F]);
 
     /// The cells of values that stand at the same places of two rows, or of one row where a cell is one value or there is no other.
-    fn join(first: &[Self::Stored], second: Option<&[Self::Stored]>, to: &mut [F]);
+    fn join<I: Isa>(isa: I, first: &[Self::Stored], second: Option<&[Self::Stored]>, to: &mut [F]);
 
     /// [`Cell::neighbours`] of N values that were computed, at the beginning of `to`.
     fn round_neighbours<I: Isa, const N: usize>(isa: I, values: &[F; N], to: &mut [F]);
@@ -85,7 +85,7 @@ impl<F: Float, S: Stored<F> + 'static> Cell<F> for Wide<S> {
     }
 
     #[inline(always)]
-    fn join(first: &[S], _: Option<&[S]>, to: &mut [F]) {
+    fn join<I: Isa>(_: I, first: &[S], _: Option<&[S]>, to: &mut [F]) {
         Self::neighbours(first, to);
     }
 
@@ -111,7 +111,7 @@ pub(super) struct Pairs;
 
 /// The bits of a pair as an f32.
 #[inline(always)]
-pub(super) fn pair<F: Float>(first: u16, second: u16) -> F {
+fn pair<F: Float>(first: u16, second: u16) -> F {
     bytemuck::cast_slice(&[u32::from(first) | u32::from(second) << 16])[0]
 }
 
@@ -148,12 +148,11 @@ impl<F: Float> Cell<F> for Pairs {
     }
 
     #[inline(always)]
-    fn join(first: &[bf16], second: Option<&[bf16]>, to: &mut [F]) {
+    fn join<I: Isa>(_: I, first: &[bf16], second: Option<&[bf16]>, to: &mut [F]) {
+        let to = &mut to[..first.len()];
         match second {
             Some(second) => {
-                for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
-                    *to = pair(first.to_bits(), second.to_bits());
-                }
+                I::join_bf16(bytemuck::cast_slice(first), bytemuck::cast_slice(second), bytemuck::cast_slice_mut(to));
             }
             None => to.iter_mut().zip(first).for_each(|(to, first)| *to = pair(first.to_bits(), 0)),
         }

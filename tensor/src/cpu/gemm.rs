@@ -6,6 +6,7 @@
 //! while it is packed, unless the processor multiplies it as it is: then panels hold pairs of neighbours along k. A bf16 output is summed in f32 and rounded
 //! once. The work is cut by shape alone and sums over k keep their order, so the bits do not depend on the number of threads.
 
+mod ahead;
 mod few;
 mod kernel;
 mod pack;
@@ -16,6 +17,7 @@ use super::isa::{Path, path};
 use super::math::{Float, round};
 use super::parallel::{Pool, blocks};
 use super::stored::Stored;
+use ahead::Ahead;
 use few::FewRows;
 use half::bf16;
 use kernel::{Panels, on_tile};
@@ -332,6 +334,12 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         cells.start * self.cells.values()..k.min(cells.end * self.cells.values())
     }
 
+    /// The columns of `a` that block `block` of k is made of.
+    fn left(&self, a: Matrix<F>, block: usize) -> Matrix<F> {
+        let values = self.values(&self.plan.block(block), a.cols);
+        a.block(0, values.start, a.rows, values.len())
+    }
+
     /// Products with a few rows.
     ///
     /// # Safety
@@ -393,15 +401,24 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     unsafe fn multiply(&self, pool: &Pool, part: &Part<F>, packed: Option<&[F]>) {
         let plan = &self.plan;
         let (down, across) = (plan.down(), part.columns.len().div_ceil(plan.cols));
-        pool.run(part.items.len() * down * across, |task| {
+        let tasks = part.items.len() * down * across;
+        let block = |task: usize| {
             let (index, col) = (task / (down * across), task % across * plan.cols);
             let Range { start: row, end } = plan.task_rows(task / across % down);
             let (rows, cols) = (end - row, plan.cols.min(part.columns.len() - col));
-            let product = (self.item)(part.items.start + index).block(row, part.columns.start + col, rows, cols);
+            let product = (self.item)(part.items.start + index);
+            (index, row, col, product.block(row, part.columns.start + col, rows, cols))
+        };
+        pool.run(tasks, |task| {
+            let (index, row, col, product) = block(task);
+            let Matrix { rows, cols, .. } = product.out;
+            // Threads take turns, more or less, and columns of the same rows have them already.
+            let next = Some(task + pool.threads()).filter(|next| *next < tasks && next / across != task / across);
+            let next = next.map(|next| self.left(block(next).3.a, part.ks.start));
             let packed = packed.map(|packed| move |k: &Range<usize>| &packed[part.panels(plan, index, k, col)..]);
             let sums = plan.leaves_sums.then(|| part.sums(plan.m).block(row, col, rows, cols));
             // SAFETY: the caller's promise, for a part of the output that no other task has.
-            unsafe { self.task(product, part.ks.clone(), packed, sums) };
+            unsafe { self.task(product, part.ks.clone(), packed, sums, next) };
         });
     }
 
@@ -409,13 +426,14 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     ///
     /// # Safety
     /// As [`gemm_batched`], for the block; `packed` gives panels of `b`, those of the block's columns first; sums that are left to other parts are
-    /// valid for reads and writes.
+    /// valid for reads and writes. `next` is what this thread probably packs after it.
     unsafe fn task<'p>(
         &self,
         Product { out, a, b, addend }: Product<F>,
         ks: Range<usize>,
         packed: Option<impl Fn(&Range<usize>) -> &'p [F]>,
         left_to_others: Option<Matrix<F>>,
+        next: Option<Matrix<F>>,
     ) {
         let plan = &self.plan;
         // Panels that a task packs for itself, as many at a time as fit a second-level cache.
@@ -437,11 +455,12 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             }
             None => out,
         };
-        for block in ks {
+        for block in ks.clone() {
             let k = plan.block(block);
             let values = self.values(&k, a.cols);
-            let left_block = a.block(0, values.start, a.rows, values.len());
-            let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: left_block });
+            let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: self.left(a, block) });
+            let mut ahead = Ahead::of(if block + 1 < ks.end { Some(self.left(a, block + 1)) } else { next });
+            let share = ahead.share(out.rows.div_ceil(plan.mr) * out.cols.div_ceil(plan.nr));
             let last = block + 1 == plan.blocks();
             let to = if last { out } else { wide };
             // The addend is as the output, and comes with the last block of one in bf16, with the first of another.
@@ -461,8 +480,8 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                 let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
                 let (out, sums, addend) = (block(to), sums.map(block), addend.map(block));
                 let (right, cells) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], self.cells);
-                let panels = Panels { out, sums, left, form, right, cells, depth: k.len(), alpha: self.alpha, addend };
-                panels.multiply(self.path);
+                let (depth, alpha, ahead) = (k.len(), self.alpha, &mut ahead);
+                Panels { out, sums, left, form, right, cells, depth, alpha, addend, ahead, share }.multiply(self.path);
             }
         }
         buffer.give_back(&OWN);

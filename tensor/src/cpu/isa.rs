@@ -142,6 +142,14 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
         }
     }
 
+    /// Pairs of bf16: the bits of `first` are in their lower halves, those of `second` in the upper.
+    #[inline(always)]
+    fn join_bf16(first: &[u16], second: &[u16], out: &mut [u32]) {
+        for ((out, first), second) in out.iter_mut().zip(first).zip(second) {
+            *out = u32::from(*first) | u32::from(*second) << 16;
+        }
+    }
+
     /// The values whose bits in bf16 these are, exact.
     #[inline(always)]
     fn widen_bf16(x: &[u16], out: &mut [f32]) {
@@ -258,6 +266,26 @@ impl Isa for Avx512 {
     widen_bf16!(16, _mm256_loadu_si256, _mm512_cvtepu16_epi32, _mm512_slli_epi32, _mm512_storeu_si512);
 
     #[inline(always)]
+    fn join_bf16(first: &[u16], second: &[u16], out: &mut [u32]) {
+        use std::arch::x86_64::{
+            _mm256_maskz_loadu_epi16, _mm512_cvtepu16_epi32, _mm512_mask_storeu_epi32, _mm512_or_si512,
+            _mm512_slli_epi32,
+        };
+        let length = out.len();
+        assert!(first.len() >= length && second.len() >= length, "a pair for each place");
+        for place in (0..length).step_by(16) {
+            let mask = u16::MAX >> (16 - (length - place).min(16));
+            // SAFETY: the token exists only where the path's instructions do; of each vector only what is inside the slices is touched.
+            unsafe {
+                let first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, first.as_ptr().add(place).cast()));
+                let second = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, second.as_ptr().add(place).cast()));
+                let pairs = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+                _mm512_mask_storeu_epi32(out.as_mut_ptr().add(place).cast(), mask, pairs);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
@@ -285,6 +313,11 @@ impl Isa for Avx512Bf16 {
     #[inline(always)]
     fn fma_f64(a: f64, b: f64, c: f64) -> f64 {
         Avx512::fma_f64(a, b, c)
+    }
+
+    #[inline(always)]
+    fn join_bf16(first: &[u16], second: &[u16], out: &mut [u32]) {
+        Avx512::join_bf16(first, second, out);
     }
 
     #[inline(always)]

@@ -179,6 +179,7 @@ impl<F: Float + Element, S: Stored<F>> Kernel for Finish<'_, F, S> {
                         &sum
                     }
                 };
+                to.ask([batch, key, group]);
                 // SAFETY: the keys of this head belong to this task.
                 unsafe { to.put(isa, [batch, key, group], x, factor) };
             }
@@ -290,6 +291,7 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Chunk<'_, F, C> {
                     // SAFETY: these queries of this head belong to this task.
                     unsafe {
                         let at = [self.batch, t, head];
+                        self.backward.d_q.ask(at);
                         self.backward.d_q.put(isa, at, &row[..sizes.width], self.backward.scale);
                     }
                 }
@@ -315,8 +317,8 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Chunk<'_, F, C> {
             to.q.fill(F::ZERO);
             to.d_out.fill(F::ZERO);
         }
-        q.join_rows::<F, C>(range.clone(), to.q, self.pitch);
-        d_out.join_rows::<F, C>(range.clone(), to.d_out, self.pitch);
+        q.join_rows::<F, C, I>(isa, range.clone(), to.q, self.pitch);
+        d_out.join_rows::<F, C, I>(isa, range.clone(), to.d_out, self.pitch);
         // Queries that are not there have p = e^-inf = 0.
         to.minus_lse.fill(F::NEG_INFINITY);
         to.minus_delta.fill(F::ZERO);
@@ -351,7 +353,7 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Chunk<'_, F, C> {
             k.copy_rows::<F, C>(first..first + count, keys.k, pitch);
             v.copy_rows::<F, C>(first..first + count, keys.v, pitch);
             if C::VALUES > 1 {
-                k.join_rows::<F, C>(first..first + count, keys.k_joined, pitch);
+                k.join_rows::<F, C, I>(isa, first..first + count, keys.k_joined, pitch);
             }
             for panel in 0..panels {
                 let start = queries.range.start + panel * N;

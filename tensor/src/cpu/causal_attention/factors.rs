@@ -5,12 +5,12 @@ use std::ops::Range;
 use crate::Element;
 use crate::cpu::access::View;
 use crate::cpu::cells::Cell;
-use crate::cpu::isa::prefetch;
+use crate::cpu::isa::{Isa, prefetch};
 use crate::cpu::math::Float;
 use crate::cpu::transpose::{SQUARE, transpose};
 
 /// How many rows ahead one is asked for.
-const AHEAD: usize = 8;
+pub(super) const AHEAD: usize = 8;
 
 /// One head of one batch entry of an input [B, T, H, D].
 #[derive(Clone, Copy)]
@@ -57,10 +57,16 @@ impl<'a, S: Element> Head<'a, S> {
 
     /// Rows `range` as cells along the positions: a row of cells, padded to `pitch`, for every row, or for every two.
     #[inline(always)]
-    pub(super) fn join_rows<F: Float, C: Cell<F, Stored = S>>(&self, range: Range<usize>, to: &mut [F], pitch: usize) {
+    pub(super) fn join_rows<F: Float, C: Cell<F, Stored = S>, I: Isa>(
+        &self,
+        isa: I,
+        range: Range<usize>,
+        to: &mut [F],
+        pitch: usize,
+    ) {
         for (t, to) in range.clone().step_by(C::VALUES).zip(to.chunks_exact_mut(pitch.max(1))) {
             (t..t + C::VALUES).for_each(|t| self.ask(t));
-            C::join(self.row(t), (t + 1 < range.end).then(|| self.row(t + 1)), to);
+            C::join(isa, self.row(t), (t + 1 < range.end).then(|| self.row(t + 1)), to);
         }
     }
 

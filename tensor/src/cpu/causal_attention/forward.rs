@@ -164,7 +164,7 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
         for first in (0..end).step_by(KEYS) {
             let keys = first..(first + KEYS).min(end);
             k.copy_rows::<F, C>(keys.clone(), k_rows, cells);
-            v.join_rows::<F, C>(keys, v_rows, pitch);
+            v.join_rows::<F, C, I>(isa, keys, v_rows, pitch);
             for panel in 0..panels {
                 let start = queries.start + panel * N;
                 let seen = sizes.seen(&(start..start + N), first);
@@ -194,6 +194,7 @@ impl<F: Float + Element, C: Cell<F, Stored: Element>> Block<'_, F, C> {
         }
         for (i, t) in queries.clone().enumerate() {
             let share = F::ONE / statistics[i / N].sum[i % N];
+            forward.out.ask([batch, t, head]);
             // SAFETY: the block's queries of this head belong to this task.
             unsafe { forward.out.put(isa, [batch, t, head], &out[i * pitch..][..sizes.width], share) };
         }

@@ -1,7 +1,8 @@
 //! Where a task writes rows [D] of an output [B, T, H, D].
 
+use super::factors::AHEAD;
 use crate::cpu::access::{Access, ViewMut};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, prefetch};
 use crate::cpu::math::Float;
 use crate::cpu::rows::Place;
 use crate::cpu::stored::Stored;
@@ -21,6 +22,15 @@ impl<'a, F: Float + Element> Output<'a, F> {
         Ok(Output { place: Place::of(access, tensor)?, add: accumulate })
     }
 
+    /// Asks for the row [`AHEAD`] positions after `at`, to be written soon: those of a head are too far apart for a processor to foresee.
+    #[inline(always)]
+    pub(super) fn ask(&self, at: [usize; 3]) {
+        match &self.place {
+            Place::Wide(view) => ask_for(view, at),
+            Place::Bf16(view) => ask_for(view, at),
+        }
+    }
+
     /// Row `at` (batch, position, head) `(+)= x * factor`.
     ///
     /// # Safety
@@ -34,6 +44,15 @@ impl<'a, F: Float + Element> Output<'a, F> {
                 Place::Bf16(view) => put_row(isa, row_of(view, at), x, factor, self.add),
             }
         }
+    }
+}
+
+#[inline(always)]
+fn ask_for<S: Element>(view: &ViewMut<S>, at: [usize; 3]) {
+    let (width, strides) = (view.layout().shape()[3], view.layout().strides());
+    let start = view.layout().offset() + at[0] * strides[0] + (at[1] + AHEAD) * strides[1] + at[2] * strides[2];
+    for place in (0..width).step_by(64 / size_of::<S>()) {
+        prefetch(view.at(0).wrapping_add(start + place));
     }
 }
 

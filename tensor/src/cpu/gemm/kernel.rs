@@ -4,6 +4,7 @@ use super::super::cells::{Cell, Pairs, Wide};
 use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on, prefetch};
 use super::super::math::Float;
 use super::super::stored::Stored;
+use super::ahead::Ahead;
 use super::pack::Form;
 use super::{Cells, DEPTH, Matrix, Values};
 use half::bf16;
@@ -79,6 +80,9 @@ pub(super) struct Panels<'a, F> {
     pub(super) depth: usize,
     pub(super) alpha: F,
     pub(super) addend: Option<Matrix<F>>,
+    /// What is asked for meanwhile, and how many lines of it for each tile.
+    pub(super) ahead: &'a mut Ahead,
+    pub(super) share: usize,
 }
 
 impl<F: Float> Panels<'_, F> {
@@ -111,14 +115,16 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
     /// All tiles of an output that is stored in S.
     #[inline(always)]
     fn tiles<I: Isa, S: Output<F>, const MR: usize, const NR: usize>(self, isa: I) {
-        let Panels { out: Matrix { rows, cols, .. }, left, form, right, depth, alpha, .. } = self.0;
-        let (out, addend) = (Places::<S>::of(self.0.out), self.0.addend.map(Places::<S>::of));
-        let begun = self.0.sums.map(Places::<F>::of);
+        let Panels { out, sums, left, form, right, depth, alpha, addend, ahead, share, .. } = self.0;
+        let Matrix { rows, cols, .. } = out;
+        let (out, addend) = (Places::<S>::of(out), addend.map(Places::<S>::of));
+        let begun = sums.map(Places::<F>::of);
         for (right, column) in right.chunks_exact(depth * NR).zip((0..cols).step_by(NR)) {
             for (left, row) in left.chunks_exact(DEPTH * MR).zip((0..rows).step_by(MR)) {
                 let (out, addend) = (out.from(row, column), addend.map(|addend| addend.from(row, column)));
                 let begun = begun.map(|sums| sums.from(row, column));
                 let size = [MR.min(rows - row), NR.min(cols - column)];
+                ahead.ask(share);
                 // Written once the sums are known.
                 for i in 0..size[0] {
                     prefetch(out.at(i, 0));

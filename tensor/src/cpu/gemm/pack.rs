@@ -31,13 +31,13 @@ impl<F: Float> Tiled for PackLeft<'_, F> {
     type Output = Form;
 
     #[inline(always)]
-    fn run<I: Isa, const MR: usize, const NR: usize>(self, _: I) -> Form {
+    fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) -> Form {
         // SAFETY: the maker's promise.
         unsafe {
             match (self.a.values, self.cells) {
-                (Values::Wide(from), _) => self.pack::<Wide<F>, MR>(from),
-                (Values::Bf16(from), Cells::Values) => self.pack::<Wide<bf16>, MR>(from),
-                (Values::Bf16(from), Cells::Pairs) => self.pack::<Pairs, MR>(from),
+                (Values::Wide(from), _) => self.pack::<Wide<F>, I, MR>(isa, from),
+                (Values::Bf16(from), Cells::Values) => self.pack::<Wide<bf16>, I, MR>(isa, from),
+                (Values::Bf16(from), Cells::Pairs) => self.pack::<Pairs, I, MR>(isa, from),
             }
         }
     }
@@ -47,11 +47,11 @@ impl<F: Float> PackLeft<'_, F> {
     /// # Safety
     /// `a` begins at `from` and is valid for reads.
     #[inline(always)]
-    unsafe fn pack<P: Cell<F>, const MR: usize>(self, from: *const P::Stored) -> Form {
+    unsafe fn pack<P: Cell<F>, I: Isa, const MR: usize>(self, isa: I, from: *const P::Stored) -> Form {
         // SAFETY: the caller's promise.
         unsafe {
             if self.a.row_stride == 1 && self.a.col_stride != 1 {
-                self.columns::<P, MR>(from);
+                self.columns::<P, I, MR>(isa, from);
                 Form::Columns
             } else {
                 self.rows::<P, MR>(from);
@@ -95,7 +95,7 @@ impl<F: Float> PackLeft<'_, F> {
     /// # Safety
     /// As [`PackLeft::pack`].
     #[inline(always)]
-    unsafe fn columns<P: Cell<F>, const MR: usize>(self, from: *const P::Stored) {
+    unsafe fn columns<P: Cell<F>, I: Isa, const MR: usize>(self, isa: I, from: *const P::Stored) {
         let Matrix { rows, cols, col_stride, .. } = self.a;
         let whole = cols / P::VALUES;
         let at = |i: usize, k: usize| from.wrapping_offset((k * P::VALUES) as isize * col_stride).wrapping_add(i);
@@ -114,7 +114,7 @@ impl<F: Float> PackLeft<'_, F> {
                     // SAFETY: values of the matrix.
                     unsafe {
                         if height == MR && k < whole {
-                            *place = std::array::from_fn(|i| P::cell(at(row + i, k), col_stride));
+                            side_by_side::<F, P, I, MR>(isa, at(row, k), col_stride, place);
                         } else {
                             *place = [F::ZERO; MR];
                             for (i, cell) in place.iter_mut().enumerate().take(height) {
@@ -126,6 +126,27 @@ impl<F: Float> PackLeft<'_, F> {
                 }
             }
         }
+    }
+}
+
+/// N cells whose values stand side by side, from `first` on, and, if there are two in a cell, from `step` further on.
+///
+/// # Safety
+/// The values are valid for reads.
+#[inline(always)]
+unsafe fn side_by_side<F: Float, P: Cell<F>, I: Isa, const N: usize>(
+    isa: I,
+    first: *const P::Stored,
+    step: isize,
+    to: &mut [F; N],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let second = match P::VALUES {
+            1 => None,
+            _ => Some(std::slice::from_raw_parts(first.wrapping_offset(step), N)),
+        };
+        P::join(isa, std::slice::from_raw_parts(first, N), second, to);
     }
 }
 
@@ -149,13 +170,13 @@ impl<F: Float> Tiled for PackRight<F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa, const MR: usize, const NR: usize>(self, _: I) {
+    fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) {
         // SAFETY: the maker's promise.
         unsafe {
             match (self.b.values, self.cells) {
-                (Values::Wide(from), _) => self.pack::<Wide<F>, NR>(from),
-                (Values::Bf16(from), Cells::Values) => self.pack::<Wide<bf16>, NR>(from),
-                (Values::Bf16(from), Cells::Pairs) => self.pack::<Pairs, NR>(from),
+                (Values::Wide(from), _) => self.pack::<Wide<F>, I, NR>(isa, from),
+                (Values::Bf16(from), Cells::Values) => self.pack::<Wide<bf16>, I, NR>(isa, from),
+                (Values::Bf16(from), Cells::Pairs) => self.pack::<Pairs, I, NR>(isa, from),
             }
         }
     }
@@ -178,7 +199,7 @@ impl<F: Float> PackRight<F> {
     /// # Safety
     /// The maker's promises; `b` begins at `from`.
     #[inline(always)]
-    unsafe fn pack<P: Cell<F>, const NR: usize>(&self, from: *const P::Stored) {
+    unsafe fn pack<P: Cell<F>, I: Isa, const NR: usize>(&self, isa: I, from: *const P::Stored) {
         let Matrix { rows, cols, row_stride, col_stride, .. } = self.b;
         let (whole, cells) = (rows / P::VALUES, rows.div_ceil(P::VALUES));
         let at =
@@ -195,8 +216,7 @@ impl<F: Float> PackRight<F> {
                     unsafe {
                         let place = &mut self.place::<NR>(panel, cells)[k];
                         if width == NR && k < whole {
-                            let first = at(k, column);
-                            *place = std::array::from_fn(|j| P::cell(first.add(j), row_stride));
+                            side_by_side::<F, P, I, NR>(isa, at(k, column), row_stride, place);
                         } else {
                             *place = [F::ZERO; NR];
                             place.iter_mut().enumerate().take(width).for_each(|(j, to)| *to = cell(k, column + j));

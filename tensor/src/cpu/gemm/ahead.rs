@@ -1,0 +1,68 @@
+//! Rows that are packed next, asked for while tiles are multiplied: packing alone waits longer for them than it works.
+
+use super::super::math::Float;
+use super::{Matrix, Values};
+use half::bf16;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Lines of a matrix that have not been asked for.
+pub(super) struct Ahead {
+    /// Where the next row begins, how many rows there are from there on, and how far apart.
+    first: *const u8,
+    rows: usize,
+    stride: isize,
+    /// Bytes of a row, and of those the first that was not asked for.
+    bytes: usize,
+    at: usize,
+}
+
+impl Ahead {
+    /// All lines of a matrix whose rows are contiguous; of another, or of none, nothing. (Of contiguous columns a task packs short pieces, far apart, that
+    /// arrive no sooner for being asked for.)
+    pub(super) fn of<F: Float>(matrix: Option<Matrix<F>>) -> Self {
+        let Some(Matrix { values, rows, cols, row_stride, .. }) = matrix.filter(|matrix| matrix.col_stride == 1) else {
+            return Ahead { first: std::ptr::null(), rows: 0, stride: 0, bytes: 0, at: 0 };
+        };
+        let (first, size) = match values {
+            Values::Wide(first) => (first.cast_const().cast::<u8>(), size_of::<F>()),
+            Values::Bf16(first) => (first.cast_const().cast::<u8>(), size_of::<bf16>()),
+        };
+        Ahead { first, rows, stride: row_stride * size as isize, bytes: cols * size, at: 0 }
+    }
+
+    /// How many lines are to be asked for each time, so that all are after `times`.
+    pub(super) fn share(&self, times: usize) -> usize {
+        (self.rows * self.bytes.div_ceil(LINE)).div_ceil(times.max(1))
+    }
+
+    /// Asks for the next `count` lines.
+    #[inline(always)]
+    pub(super) fn ask(&mut self, count: usize) {
+        for _ in 0..count {
+            if self.rows == 0 {
+                return;
+            }
+            prefetch(self.first.wrapping_add(self.at));
+            self.at += LINE;
+            if self.at >= self.bytes {
+                (self.at, self.rows) = (0, self.rows - 1);
+                self.first = self.first.wrapping_offset(self.stride);
+            }
+        }
+    }
+}
+
+/// Asks for the cache line at `place`, into the second-level cache.
+#[inline(always)]
+fn prefetch(place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
