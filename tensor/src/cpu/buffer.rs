@@ -81,3 +81,20 @@ impl<F> Parts<F> {
         self.0.wrapping_add(place)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_begin_at_lines_and_do_not_overlap() {
+        let lengths = [3, 0, 16, 17];
+        let mut buffer = Buffer::<f32>::take(&OWN, in_parts::<f32, _>(lengths));
+        let parts = buffer.parts(lengths);
+        let places = parts.each_ref().map(|part| part.as_ptr() as usize);
+        assert!(parts.iter().zip(lengths).all(|(part, length)| part.len() == length));
+        assert!(places.iter().all(|place| place.is_multiple_of(LINE)));
+        assert!((1..4).all(|i| places[i] >= places[i - 1] + lengths[i - 1] * size_of::<f32>()));
+        buffer.give_back(&OWN);
+    }
+}

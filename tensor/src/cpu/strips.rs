@@ -169,3 +169,94 @@ pub(super) fn add<F: Float, S: Stored<F>, I: Isa>(isa: I, sums: &mut [F], x: &[S
         *sum += x.wide();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::{Kernel, available, dispatch_bf16_on};
+    use super::*;
+    use half::bf16;
+
+    /// Lengths of whole strips, of less than one, and of some and a part.
+    const LENGTHS: [usize; 5] = [0, 1, STRIP, STRIP + 1, 3 * STRIP - 1];
+
+    /// Small whole numbers, so that every sum and product of two is exact in bf16.
+    fn numbers(length: usize, seed: usize) -> Vec<bf16> {
+        (0..length).map(|i| bf16::from_f32(((i * 7 + seed) % 13) as f32 - 6.0)).collect()
+    }
+
+    /// `outs (+)= (a + b, a - b)`.
+    struct Both<'a> {
+        accumulate: bool,
+        outs: [&'a mut [bf16]; 2],
+        x: [&'a [bf16]; 2],
+    }
+
+    impl Kernel for Both<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) {
+            map(isa, self.accumulate, self.outs, self.x, |[a, b]: [f32; 2]| [a + b, a - b]);
+        }
+    }
+
+    #[test]
+    fn every_value_of_a_row_is_computed_and_no_other() {
+        for path in available() {
+            for (length, accumulate) in LENGTHS.into_iter().flat_map(|length| [(length, false), (length, true)]) {
+                let (a, b) = (numbers(length, 1), numbers(length, 5));
+                let mut outs = [numbers(length + 1, 2), numbers(length + 1, 3)];
+                let before = outs.clone();
+                let [sum, difference] = &mut outs;
+                let kernel = Both { accumulate, outs: [&mut sum[..length], &mut difference[..length]], x: [&a, &b] };
+                dispatch_bf16_on(path, kernel);
+                for i in 0..=length {
+                    let (a, b) = if i < length { (a[i].to_f32(), b[i].to_f32()) } else { (0.0, 0.0) };
+                    for (j, value) in [a + b, a - b].into_iter().enumerate() {
+                        let held = if accumulate || i == length { before[j][i].to_f32() } else { 0.0 };
+                        assert_eq!(outs[j][i].to_f32(), value + held, "{path:?}, {length}, output {j}, value {i}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// `x += 2 x` in place, and sums of x.
+    struct InPlace<'a> {
+        x: &'a mut [bf16],
+        sums: &'a mut [f32],
+    }
+
+    impl Kernel for InPlace<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> Vec<f32> {
+            let InPlace { x, sums } = self;
+            let (at, length) = (x.as_mut_ptr(), x.len());
+            // SAFETY: as many values; the output is the input.
+            unsafe { map_at(isa, true, length, [at], [at.cast_const()], |[x]: [f32; 1]| [x + x]) };
+            add(isa, sums, x);
+            let mut buffer = vec![0.0; length];
+            let mut doubled = vec![0f32; length];
+            map_wide(isa, false, &mut doubled, [wide(isa, x, &mut buffer), sums], |[x, sum]: [f32; 2]| x + sum);
+            doubled
+        }
+    }
+
+    #[test]
+    fn rows_are_changed_in_place_added_up_and_widened() {
+        for path in available() {
+            for length in LENGTHS {
+                let before = numbers(length, 4);
+                let (mut x, mut sums) = (before.clone(), vec![100.0; length]);
+                let doubled = dispatch_bf16_on(path, InPlace { x: &mut x, sums: &mut sums });
+                for i in 0..length {
+                    let tripled = 3.0 * before[i].to_f32();
+                    assert_eq!((x[i].to_f32(), sums[i]), (tripled, 100.0 + tripled), "{path:?}, {length}, value {i}");
+                    assert_eq!(doubled[i], 100.0 + 2.0 * tripled, "{path:?}, {length}, value {i}");
+                }
+            }
+        }
+    }
+}
