@@ -467,6 +467,19 @@ pub(crate) fn prefetch<T>(place: *const T) {
     let _ = place;
 }
 
+/// Asks for the cache line at `place`, which is used later, into the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_for_later<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint; any address will do.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// The paths of this processor, for tests that run on each.
 #[cfg(test)]
 pub(crate) fn available() -> impl Iterator<Item = Path> {

@@ -1,5 +1,6 @@
 //! Rows that are packed next, asked for while tiles are multiplied: packing alone waits longer for them than it works.
 
+use super::super::isa::prefetch_for_later;
 use super::super::math::Float;
 use super::{Matrix, Values};
 use half::bf16;
@@ -19,8 +20,8 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// All lines of a matrix whose rows are contiguous; of another, or of none, nothing. (Of contiguous columns a task packs short pieces, far apart, that
-    /// arrive no sooner for being asked for.)
+    /// All lines of a matrix whose rows are contiguous; of another, or of none, nothing. (Of contiguous columns a task packs pieces that are short and far
+    /// apart: too many lines to be asked for at every tile.)
     pub(super) fn of<F: Float>(matrix: Option<Matrix<F>>) -> Self {
         let Some(Matrix { values, rows, cols, row_stride, .. }) = matrix.filter(|matrix| matrix.col_stride == 1) else {
             return Ahead { first: std::ptr::null(), rows: 0, stride: 0, bytes: 0, at: 0 };
@@ -44,7 +45,7 @@ impl Ahead {
             if self.rows == 0 {
                 return;
             }
-            prefetch(self.first.wrapping_add(self.at));
+            prefetch_for_later(self.first.wrapping_add(self.at));
             self.at += LINE;
             if self.at >= self.bytes {
                 (self.at, self.rows) = (0, self.rows - 1);
@@ -52,17 +53,4 @@ impl Ahead {
             }
         }
     }
-}
-
-/// Asks for the cache line at `place`, into the second-level cache.
-#[inline(always)]
-fn prefetch(place: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
 }

@@ -105,6 +105,7 @@ impl<F: Float> PackLeft<'_, F> {
             for (panel, row) in self.to.chunks_exact_mut(DEPTH * MR).zip((0..rows).step_by(MR)) {
                 let height = MR.min(rows - row);
                 let places = &mut panel.as_chunks_mut::<MR>().0[ks.clone()];
+                // What is read after this panel and these cells.
                 for k in ks.clone() {
                     for value in 0..P::VALUES {
                         prefetch(at(row + MR, k + COLUMNS).wrapping_offset(value as isize * col_stride));
