@@ -98,7 +98,7 @@ fn pairs_are_joined_from_bits_and_from_values_on_every_path() {
         }
     }
     // Normal numbers of both signs; more than two vectors and a part of one.
-    let bits = |seed: u16| -> Vec<u16> { (0..43).map(|i| (0x3E00 + 9 * i + seed) ^ (i % 2 << 15)).collect() };
+    let bits = |seed: u16| -> Vec<u16> { (0..43).map(|i| (0x3E00 + 9 * i + seed) ^ ((i % 2) << 15)).collect() };
     let (first, second) = (bits(1), bits(2));
     for path in available() {
         let (joined, rounded, wide) = dispatch_bf16_on(path, Joined(&first, &second));
