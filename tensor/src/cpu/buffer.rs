@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 type Place = std::thread::LocalKey<Cell<Option<Block>>>;
 

@@ -21,7 +21,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::cells::{Cell, Pairs};
-use super::isa::{Isa, Kernel, dispatch, dispatch_bf16_on, path};
+use super::isa::{Isa, Kernel, dispatch, dispatch_bf16, path};
 use super::math::Float;
 use crate::{DType, Layout, Tensor};
 
@@ -95,7 +95,7 @@ fn in_pairs(q: &Tensor, scale: f64) -> bool {
 /// Runs a kernel of products of cells C on the path of this process.
 fn dispatch_of<C: 'static, K: Kernel>(kernel: K) -> K::Output {
     if std::any::TypeId::of::<C>() == std::any::TypeId::of::<Pairs>() {
-        dispatch_bf16_on(path(), kernel)
+        dispatch_bf16(kernel)
     } else {
         dispatch(kernel)
     }

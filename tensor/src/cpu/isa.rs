@@ -427,6 +427,17 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     }
 }
 
+/// [`dispatch`] for a kernel that multiplies or rounds to bf16, for which [`Path::Avx512Bf16`] has instructions of its own.
+#[inline]
+pub(crate) fn dispatch_bf16<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    if path() == Path::Avx512Bf16 {
+        // SAFETY: as in `dispatch`.
+        return unsafe { run_avx512_bf16(kernel) };
+    }
+    dispatch(kernel)
+}
+
 /// Runs `kernel` on `path`; a path this processor lacks panics.
 #[inline]
 pub(crate) fn dispatch_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
@@ -442,7 +453,7 @@ pub(crate) fn dispatch_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     }
 }
 
-/// [`dispatch_on`] for a kernel that multiplies or rounds to bf16, for which [`Path::Avx512Bf16`] has instructions of its own.
+/// [`dispatch_bf16`] on `path`, as [`dispatch_on`].
 #[inline]
 pub(crate) fn dispatch_bf16_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
@@ -454,27 +465,19 @@ pub(crate) fn dispatch_bf16_on<K: Kernel>(path: Path, kernel: K) -> K::Output {
     dispatch_on(path, kernel)
 }
 
-/// Asks for the cache line at `place`, which is used soon.
+/// Asks for the cache line at `place`, into the cache of level 1 or 2.
 #[inline(always)]
-pub(crate) fn prefetch<T>(place: *const T) {
+pub(crate) fn prefetch<const LEVEL: usize, T>(place: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         // SAFETY: a hint; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
-}
-
-/// Asks for the cache line at `place`, which is used later, into the second-level cache.
-#[inline(always)]
-pub(crate) fn prefetch_for_later<T>(place: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a hint; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(place.cast()) };
+        unsafe {
+            match LEVEL {
+                1 => _mm_prefetch::<_MM_HINT_T0>(place.cast()),
+                _ => _mm_prefetch::<_MM_HINT_T1>(place.cast()),
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = place;

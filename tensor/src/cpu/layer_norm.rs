@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::access::{Access, View, ViewMut};
-use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
+use super::isa::{Isa, Kernel, dispatch_bf16};
 use super::math::{ACCUMULATORS, Float, fold, sum, sum_squares_around};
 use super::norm::{Gradient, Input, ROWS, add_blocks, put_weight};
 use super::parallel::{Pool, blocks};
@@ -105,7 +105,7 @@ fn add_row<F: Float, I: Isa>(
 
 /// A task of the backward pass.
 struct Backward<'a, F, S> {
-    d_x: Option<(Gradient<'a, F>, bool)>,
+    d_x: Option<Gradient<'a, F>>,
     /// What the rows of the task contribute to the gradients of the weight and of the bias.
     d_weight: &'a mut [F],
     d_bias: &'a mut [F],
@@ -130,11 +130,11 @@ impl<F: Float + Element, S: Stored<F> + Element> Kernel for Backward<'_, F, S> {
             let (d_out, x) = (wide(isa, d_out.row(r), &mut wide_d), wide(isa, x.row(r), &mut wide_x));
             let (mean, rstd) = (mean[r], rstd[r]);
             let sums = add_row(isa, [d_out, x, weight], (mean, rstd), [&mut scaled, d_weight, d_bias]);
-            let Some((d_x, accumulate)) = &mut d_x else { continue };
+            let Some(d_x) = &mut d_x else { continue };
             let (first, second) = (sums[0] / n, sums[1] / n);
             let gradient = |[s, x]: [F; 2]| rstd * (s - first - (x - mean) * rstd * second);
             // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-            unsafe { d_x.put(isa, *accumulate, r, [&scaled, x], gradient) };
+            unsafe { d_x.put(isa, r, [&scaled, x], gradient) };
         }
     }
 }
@@ -163,7 +163,7 @@ pub(super) fn layer_norm(
         let (count, per_block) = blocks(rows, weight.len() * 4);
         pool.run(count, |b| {
             let range = b * per_block..((b + 1) * per_block).min(rows);
-            dispatch_bf16_on(path(), Forward { input, out: y, mean, rstd, weight, bias, eps, len, range });
+            dispatch_bf16(Forward { input, out: y, mean, rstd, weight, bias, eps, len, range });
         });
         Ok(())
     }))
@@ -195,8 +195,8 @@ pub(super) fn layer_norm_backward(
         each_mut(pool, &mut partial, (2 * c).max(1), |b, partial| {
             let (d_weight, d_bias) = partial.split_at_mut(c);
             let range = b * ROWS..((b + 1) * ROWS).min(rows);
-            let d_x = d_x.map(|(place, d_x)| (Gradient::of(place, d_x), d_x.accumulate));
-            dispatch_bf16_on(path(), Backward { d_x, d_weight, d_bias, d_out, x, weight, mean, rstd, range });
+            let d_x = d_x.map(|(place, d_x)| Gradient::of(place, d_x));
+            dispatch_bf16(Backward { d_x, d_weight, d_bias, d_out, x, weight, mean, rstd, range });
         });
         add_blocks(&mut partial, 2 * c);
         put_weight(&access, d_weight, &partial[..c])?;

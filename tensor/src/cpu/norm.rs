@@ -6,6 +6,7 @@ use half::bf16;
 use super::access::{Access, View, ViewMut};
 use super::isa::Isa;
 use super::math::Float;
+use super::reduce::add_rows;
 use super::rows::Place;
 use super::stored::Stored;
 use super::stream::Writer;
@@ -63,10 +64,10 @@ impl<'a, S: Element> Input<'a, S> {
     }
 }
 
-/// Where a task writes rows of the gradient of what a norm is taken of.
+/// Where a task writes rows of the gradient of what a norm is taken of, and whether it adds them.
 pub(super) enum Gradient<'a, F> {
-    Wide(ViewMut<'a, F>, Writer<F>),
-    Bf16(ViewMut<'a, bf16>, Writer<bf16>),
+    Wide(ViewMut<'a, F>, Writer<F>, bool),
+    Bf16(ViewMut<'a, bf16>, Writer<bf16>, bool),
 }
 
 impl<'a, F: Float + Element> Gradient<'a, F> {
@@ -74,8 +75,8 @@ impl<'a, F: Float + Element> Gradient<'a, F> {
     pub(super) fn of(place: Place<'a, F>, destination: Destination) -> Self {
         let (len, accumulate) = (destination.tensor.len(), destination.accumulate);
         match place {
-            Place::Wide(view) => Gradient::Wide(view, Writer::new(len, accumulate)),
-            Place::Bf16(view) => Gradient::Bf16(view, Writer::new(len, accumulate)),
+            Place::Wide(view) => Gradient::Wide(view, Writer::new(len, accumulate), accumulate),
+            Place::Bf16(view) => Gradient::Bf16(view, Writer::new(len, accumulate), accumulate),
         }
     }
 
@@ -87,7 +88,6 @@ impl<'a, F: Float + Element> Gradient<'a, F> {
     pub(super) unsafe fn put<I: Isa, const IN: usize>(
         &mut self,
         isa: I,
-        accumulate: bool,
         row: usize,
         x: [&[F]; IN],
         f: impl Fn([F; IN]) -> F,
@@ -95,14 +95,14 @@ impl<'a, F: Float + Element> Gradient<'a, F> {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
-                Gradient::Wide(view, writer) => {
+                Gradient::Wide(view, writer, accumulate) => {
                     let row = view.row(row);
-                    map_wide(isa, accumulate, writer.begin(row), x, &f);
+                    map_wide(isa, *accumulate, writer.begin(row), x, &f);
                     writer.end(row);
                 }
-                Gradient::Bf16(view, writer) => {
+                Gradient::Bf16(view, writer, accumulate) => {
                     let row = view.row(row);
-                    map_wide(isa, accumulate, writer.begin(row), x, &f);
+                    map_wide(isa, *accumulate, writer.begin(row), x, &f);
                     writer.end(row);
                 }
             }
@@ -122,7 +122,7 @@ vectorized! {
 /// Adds the rows of all blocks in order into the first.
 pub(super) fn add_blocks<F: Float>(partial: &mut [F], row: usize) {
     let (first, rest) = partial.split_at_mut(row);
-    rest.chunks(row.max(1)).for_each(|block| put_row(true, first, block));
+    add_rows(first, rest);
 }
 
 /// Puts the gradient of a weight into its destination.

@@ -49,6 +49,11 @@ vectorized! {
     }
 }
 
+/// Adds rows of `sums.len()` values that follow each other to `sums`, in order.
+pub(super) fn add_rows<F: Float>(sums: &mut [F], rows: &[F]) {
+    fold_rows::<F, F>(Reduction::Sum, sums, rows);
+}
+
 fn start<F: Float>(op: Reduction) -> F {
     match op {
         Reduction::Sum => F::ZERO,

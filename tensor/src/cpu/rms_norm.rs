@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::access::{Access, View, ViewMut};
-use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
+use super::isa::{Isa, Kernel, dispatch_bf16};
 use super::math::{Float, dot, sum_squares};
 use super::norm::{Gradient, Input, ROWS, add_blocks, put_weight};
 use super::parallel::{Pool, blocks};
@@ -70,7 +70,7 @@ pub(super) fn rms_norm(
         let (count, per_block) = blocks(rows, weight.len() * 3);
         pool.run(count, |b| {
             let range = b * per_block..((b + 1) * per_block).min(rows);
-            dispatch_bf16_on(path(), Forward { input, out: y, rstd, weight, eps, len, range });
+            dispatch_bf16(Forward { input, out: y, rstd, weight, eps, len, range });
         });
         Ok(())
     }))
@@ -78,7 +78,7 @@ pub(super) fn rms_norm(
 
 /// A task of the backward pass.
 struct Backward<'a, F, S> {
-    d_x: Option<(Gradient<'a, F>, bool)>,
+    d_x: Option<Gradient<'a, F>>,
     /// What the rows of the task contribute to the gradient of the weight.
     d_weight: &'a mut [F],
     d_out: View<'a, S>,
@@ -105,10 +105,10 @@ impl<F: Float + Element, S: Stored<F> + Element> Kernel for Backward<'_, F, S> {
                 scaled[i] = d_out[i] * weight[i];
                 d_weight[i] = F::fma(isa, d_out[i], x[i] * rstd, d_weight[i]);
             }
-            let Some((d_x, accumulate)) = &mut d_x else { continue };
+            let Some(d_x) = &mut d_x else { continue };
             let slope = dot(isa, scaled, x) * rstd / F::from_f64(c as f64) * rstd;
             // SAFETY: blocks of rows are disjoint; d_out's row, which this may be, is no longer read.
-            unsafe { d_x.put(isa, *accumulate, r, [scaled, x], |[s, x]: [F; 2]| rstd * (s - x * slope)) };
+            unsafe { d_x.put(isa, r, [scaled, x], |[s, x]: [F; 2]| rstd * (s - x * slope)) };
         }
     }
 }
@@ -133,8 +133,8 @@ pub(super) fn rms_norm_backward(
         let mut partial = vec![F::default(); rows.div_ceil(ROWS).max(1) * c];
         each_mut(pool, &mut partial, c.max(1), |b, d_weight| {
             let range = b * ROWS..((b + 1) * ROWS).min(rows);
-            let d_x = d_x.map(|(place, d_x)| (Gradient::of(place, d_x), d_x.accumulate));
-            dispatch_bf16_on(path(), Backward { d_x, d_weight, d_out, x, weight, rstd, range });
+            let d_x = d_x.map(|(place, d_x)| Gradient::of(place, d_x));
+            dispatch_bf16(Backward { d_x, d_weight, d_out, x, weight, rstd, range });
         });
         add_blocks(&mut partial, c);
         put_weight(&access, d_weight, &partial[..c])

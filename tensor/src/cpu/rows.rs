@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::access::{Access, View, ViewMut};
 use super::copy;
-use super::isa::{Isa, Kernel, dispatch_bf16_on, path};
+use super::isa::{Isa, Kernel, dispatch_bf16};
 use super::math::Float;
 use super::stored::Stored;
 use super::stream;
@@ -211,7 +211,7 @@ impl<F: Value> Writer<'_, F> {
 
 /// Stores f32 values, those of a row that is stored in bf16.
 fn round<F: Float>(x: &[F], out: &mut [bf16]) {
-    dispatch_bf16_on(path(), Round { x: bytemuck::cast_slice(x), out: bytemuck::cast_slice_mut(out) });
+    dispatch_bf16(Round { x: bytemuck::cast_slice(x), out: bytemuck::cast_slice_mut(out) });
 }
 
 struct Round<'a> {

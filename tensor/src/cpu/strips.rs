@@ -37,32 +37,15 @@ pub(super) fn map_wide<F: Float, S: Stored<F>, I: Isa, const IN: usize>(
     let length = out.len();
     assert!(x.iter().all(|x| x.len() == length), "rows of one length");
     // SAFETY: as many values, borrowed for the call.
-    unsafe { strips(isa, accumulate, length, [out.as_mut_ptr()], x.map(<[F]>::as_ptr), |x| [f(x)]) };
+    unsafe { map_at(isa, accumulate, length, [out.as_mut_ptr()], x.map(<[F]>::as_ptr), |x| [f(x)]) };
 }
 
-/// [`map`] for rows of `length` values that begin at these addresses. An output may be an input.
+/// [`map`] for rows of `length` values that begin at these addresses, inputs stored in A and outputs in B. An output may be an input.
 ///
 /// # Safety
 /// The values are valid for reads, those of outputs for reads and writes; an output is an input, or overlaps none and no other output.
 #[inline(always)]
-pub(super) unsafe fn map_at<F: Float, S: Stored<F>, I: Isa, const IN: usize, const OUT: usize>(
-    isa: I,
-    accumulate: bool,
-    length: usize,
-    outs: [*mut S; OUT],
-    x: [*const S; IN],
-    f: impl Fn([F; IN]) -> [F; OUT],
-) {
-    // SAFETY: the caller's promise.
-    unsafe { strips(isa, accumulate, length, outs, x, f) };
-}
-
-/// [`map_at`] for inputs stored in A and outputs stored in B.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn strips<F: Float, A: Stored<F>, B: Stored<F>, I: Isa, const IN: usize, const OUT: usize>(
+pub(super) unsafe fn map_at<F: Float, A: Stored<F>, B: Stored<F>, I: Isa, const IN: usize, const OUT: usize>(
     isa: I,
     accumulate: bool,
     length: usize,
@@ -101,7 +84,7 @@ unsafe fn strips<F: Float, A: Stored<F>, B: Stored<F>, I: Isa, const IN: usize, 
     }
 }
 
-/// [`strips`] for one.
+/// [`map_at`] for a strip.
 ///
 /// # Safety
 /// As there.

@@ -18,7 +18,7 @@ macro_rules! vectorized {
                 }
             }
             let call = Call::<$F, $S> { $($arg,)* lifetime: std::marker::PhantomData };
-            $crate::cpu::isa::dispatch_bf16_on($crate::cpu::isa::path(), call)
+            $crate::cpu::isa::dispatch_bf16(call)
         }
     };
     ($(#[$meta:meta])* fn $name:ident<$l:lifetime, $F:ident>($isa:ident: $I:ident, $($arg:ident: $ty:ty),* $(,)?) -> $out:ty $body:block) => {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::Element;
 use crate::cpu::access::View;
+use crate::cpu::buffer::LINE;
 use crate::cpu::cells::Cell;
 use crate::cpu::isa::{Isa, prefetch};
 use crate::cpu::math::Float;
@@ -11,6 +12,14 @@ use crate::cpu::transpose::{SQUARE, transpose};
 
 /// How many rows ahead one is asked for.
 pub(super) const AHEAD: usize = 8;
+
+/// Asks for the lines of a row.
+#[inline(always)]
+pub(super) fn ask_for<S>(row: *const S, width: usize) {
+    for place in (0..width).step_by(LINE / size_of::<S>()) {
+        prefetch::<1, _>(row.wrapping_add(place));
+    }
+}
 
 /// One head of one batch entry of an input [B, T, H, D].
 #[derive(Clone, Copy)]
@@ -40,10 +49,7 @@ impl<'a, S: Element> Head<'a, S> {
     /// Asks for the row [`AHEAD`] of row t: those of a head are too far apart for a processor to foresee.
     #[inline(always)]
     fn ask(&self, t: usize) {
-        let row = self.view.at(self.start).wrapping_add((t + AHEAD) * self.stride);
-        for place in (0..self.width).step_by(64 / size_of::<S>()) {
-            prefetch(row.wrapping_add(place));
-        }
+        ask_for(self.view.at(self.start).wrapping_add((t + AHEAD) * self.stride), self.width);
     }
 
     /// Rows `range` as cells of neighbours, each row padded to `pitch` cells; the padding stays what it is.
@@ -66,7 +72,8 @@ impl<'a, S: Element> Head<'a, S> {
     ) {
         for (t, to) in range.clone().step_by(C::VALUES).zip(to.chunks_exact_mut(pitch.max(1))) {
             (t..t + C::VALUES).for_each(|t| self.ask(t));
-            C::join(isa, self.row(t), (t + 1 < range.end).then(|| self.row(t + 1)), to);
+            let next = (C::VALUES > 1 && t + 1 < range.end).then(|| self.row(t + 1));
+            C::join(isa, self.row(t), next, to);
         }
     }
 

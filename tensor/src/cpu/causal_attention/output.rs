@@ -1,8 +1,8 @@
 //! Where a task writes rows [D] of an output [B, T, H, D].
 
-use super::factors::AHEAD;
+use super::factors::{AHEAD, ask_for};
 use crate::cpu::access::{Access, ViewMut};
-use crate::cpu::isa::{Isa, prefetch};
+use crate::cpu::isa::Isa;
 use crate::cpu::math::Float;
 use crate::cpu::rows::Place;
 use crate::cpu::stored::Stored;
@@ -26,8 +26,8 @@ impl<'a, F: Float + Element> Output<'a, F> {
     #[inline(always)]
     pub(super) fn ask(&self, at: [usize; 3]) {
         match &self.place {
-            Place::Wide(view) => ask_for(view, at),
-            Place::Bf16(view) => ask_for(view, at),
+            Place::Wide(view) => ask_after(view, at),
+            Place::Bf16(view) => ask_after(view, at),
         }
     }
 
@@ -47,13 +47,12 @@ impl<'a, F: Float + Element> Output<'a, F> {
     }
 }
 
+/// Asks for the row [`AHEAD`] positions after `at`.
 #[inline(always)]
-fn ask_for<S: Element>(view: &ViewMut<S>, at: [usize; 3]) {
-    let (width, strides) = (view.layout().shape()[3], view.layout().strides());
-    let start = view.layout().offset() + at[0] * strides[0] + (at[1] + AHEAD) * strides[1] + at[2] * strides[2];
-    for place in (0..width).step_by(64 / size_of::<S>()) {
-        prefetch(view.at(0).wrapping_add(start + place));
-    }
+fn ask_after<S: Element>(view: &ViewMut<S>, at: [usize; 3]) {
+    let (layout, strides) = (view.layout(), view.layout().strides());
+    let start = at[0] * strides[0] + (at[1] + AHEAD) * strides[1] + at[2] * strides[2];
+    ask_for(view.at(layout.offset()).wrapping_add(start), layout.shape()[3]);
 }
 
 /// Row `at` (batch, position, head).

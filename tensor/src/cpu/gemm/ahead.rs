@@ -1,12 +1,10 @@
 //! Rows that are packed next, asked for while tiles are multiplied: packing alone waits longer for them than it works.
 
-use super::super::isa::prefetch_for_later;
+use super::super::buffer::LINE;
+use super::super::isa::prefetch;
 use super::super::math::Float;
 use super::{Matrix, Values};
 use half::bf16;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Lines of a matrix that have not been asked for.
 pub(super) struct Ahead {
@@ -45,7 +43,7 @@ impl Ahead {
             if self.rows == 0 {
                 return;
             }
-            prefetch_for_later(self.first.wrapping_add(self.at));
+            prefetch::<2, _>(self.first.wrapping_add(self.at));
             self.at += LINE;
             if self.at >= self.bytes {
                 (self.at, self.rows) = (0, self.rows - 1);

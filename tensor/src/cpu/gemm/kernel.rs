@@ -127,7 +127,7 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                 ahead.ask(share);
                 // Written once the sums are known.
                 for i in 0..size[0] {
-                    prefetch(out.at(i, 0));
+                    prefetch::<1, _>(out.at(i, 0));
                 }
                 // One place where sums go: the compiler keeps them in registers only if the loops of both forms end there.
                 let sums = match form {

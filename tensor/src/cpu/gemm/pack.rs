@@ -108,7 +108,7 @@ impl<F: Float> PackLeft<'_, F> {
                 // What is read after this panel and these cells.
                 for k in ks.clone() {
                     for value in 0..P::VALUES {
-                        prefetch(at(row + MR, k + COLUMNS).wrapping_offset(value as isize * col_stride));
+                        prefetch::<1, _>(at(row + MR, k + COLUMNS).wrapping_offset(value as isize * col_stride));
                     }
                 }
                 for (k, place) in ks.clone().zip(places) {
