@@ -1,10 +1,9 @@
 //! Memory of the CPU backend: aligned blocks, kept for reuse when freed. Kernels reach them through [`Access`](super::access::Access).
 //!
 //! Giving blocks back to the system and faulting them in again costs a training step more than its arithmetic on small models, so freed blocks wait in
-//! size classes. A block is zeroed when it is first made and never holds uninitialised bytes. Large ones lie on huge pages where the system
+//! size classes. A block is zeroed when it is first made and never holds uninitialised bytes. Large ones lie on huge pages of their own where the system
 //! has them: a product walks over more small pages than a processor remembers the places of.
 
-use std::alloc::{Layout as Allocation, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,6 +15,8 @@ use crate::{Error, Memory, Result};
 pub(crate) const ALIGNMENT: usize = 256;
 /// Size and alignment of a huge page.
 const HUGE: usize = 2 << 20;
+/// Bytes of a block that has pages of its own.
+const LARGE: usize = 2 * HUGE;
 
 /// Freed blocks by size, and counters.
 #[derive(Default)]
@@ -35,21 +36,9 @@ pub(super) struct Block {
 unsafe impl Send for Block {}
 
 impl Block {
-    fn allocation(bytes: usize) -> Option<Allocation> {
-        Allocation::from_size_align(bytes, if bytes < 2 * HUGE { ALIGNMENT } else { HUGE }).ok()
-    }
-
     /// A block of `bytes` bytes, more than none; `None` if there is no memory.
     pub(super) fn zeroed(bytes: usize) -> Option<Block> {
-        let allocation = Block::allocation(bytes).filter(|_| bytes > 0)?;
-        // SAFETY: the size is not zero.
-        let pointer = NonNull::new(unsafe { alloc(allocation) })?;
-        if allocation.align() == HUGE {
-            // SAFETY: whole pages inside the block, which nobody reads yet.
-            unsafe { advise_huge(pointer.as_ptr(), bytes / HUGE * HUGE) };
-        }
-        // SAFETY: the block was just allocated with this size.
-        unsafe { std::ptr::write_bytes(pointer.as_ptr(), 0, bytes) };
+        let pointer = if bytes < LARGE { small::zeroed(bytes) } else { large::zeroed(bytes) }?;
         Some(Block { pointer, bytes })
     }
 
@@ -62,23 +51,90 @@ impl Block {
     }
 }
 
-/// Asks for huge pages; a system that has none leaves the memory as it is.
-///
-/// # Safety
-/// `bytes` bytes from `start` on, both multiples of [`HUGE`], belong to the caller.
-unsafe fn advise_huge(start: *mut u8, bytes: usize) {
-    #[cfg(all(target_os = "linux", not(miri)))]
-    // SAFETY: the caller's promise; the advice changes no content.
-    let _ = unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
-    #[cfg(not(all(target_os = "linux", not(miri))))]
-    let _ = (start, bytes);
-}
-
 impl Drop for Block {
     fn drop(&mut self) {
-        if let Some(allocation) = Block::allocation(self.bytes) {
-            // SAFETY: the block was made by alloc with this very layout.
-            unsafe { dealloc(self.pointer.as_ptr(), allocation) }
+        // SAFETY: the block was made there with this size, and nobody has its bytes any more.
+        unsafe {
+            if self.bytes < LARGE {
+                small::free(self.pointer, self.bytes)
+            } else {
+                large::free(self.pointer, self.bytes)
+            }
+        }
+    }
+}
+
+/// Blocks from the program's allocator.
+mod small {
+    use super::ALIGNMENT;
+    use std::alloc::{Layout as Allocation, alloc_zeroed, dealloc};
+    use std::ptr::NonNull;
+
+    fn allocation(bytes: usize) -> Option<Allocation> {
+        Allocation::from_size_align(bytes, ALIGNMENT).ok().filter(|_| bytes > 0)
+    }
+
+    /// `bytes` zero bytes, more than none.
+    pub(super) fn zeroed(bytes: usize) -> Option<NonNull<u8>> {
+        // SAFETY: the size is not zero.
+        allocation(bytes).and_then(|allocation| NonNull::new(unsafe { alloc_zeroed(allocation) }))
+    }
+
+    /// # Safety
+    /// `pointer` came from [`zeroed`] with this size, and nobody uses it any more.
+    pub(super) unsafe fn free(pointer: NonNull<u8>, bytes: usize) {
+        if let Some(allocation) = allocation(bytes) {
+            // SAFETY: the caller's promise.
+            unsafe { dealloc(pointer.as_ptr(), allocation) }
+        }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+use small as large;
+
+/// Blocks of pages of their own: an allocator gives out again what was freed to it, which stays in small pages once it has been touched as such.
+#[cfg(all(target_os = "linux", not(miri)))]
+mod large {
+    use super::HUGE;
+    use libc::{MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, PROT_READ, PROT_WRITE, c_void};
+    use std::ptr::NonNull;
+
+    /// `bytes` zero bytes from a multiple of [`HUGE`] on, on huge pages as far as they fill such, if the system has them. Pages get memory when they are first
+    /// touched.
+    pub(super) fn zeroed(bytes: usize) -> Option<NonNull<u8>> {
+        let length = bytes.checked_next_multiple_of(HUGE)?;
+        let mapped = length.checked_add(HUGE)?;
+        // SAFETY: new memory, wherever the system puts it; what lies outside of a range that begins at a multiple of HUGE is given back, whole pages of it,
+        // and the advice changes no content.
+        unsafe {
+            let access = PROT_READ | PROT_WRITE;
+            let first = libc::mmap(std::ptr::null_mut(), mapped, access, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if first == MAP_FAILED {
+                return None;
+            }
+            let before = first.addr().next_multiple_of(HUGE) - first.addr();
+            let start = first.byte_add(before);
+            unmap(first, before);
+            unmap(start.byte_add(length), HUGE - before);
+            libc::madvise(start, bytes / HUGE * HUGE, MADV_HUGEPAGE);
+            NonNull::new(start.cast())
+        }
+    }
+
+    /// # Safety
+    /// `pointer` came from [`zeroed`] with this size, and nobody uses it any more.
+    pub(super) unsafe fn free(pointer: NonNull<u8>, bytes: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { unmap(pointer.as_ptr().cast(), bytes.next_multiple_of(HUGE)) }
+    }
+
+    /// # Safety
+    /// Pages that were mapped and that nobody uses any more.
+    unsafe fn unmap(start: *mut c_void, bytes: usize) {
+        if bytes > 0 {
+            // SAFETY: the caller's promise. It fails only for ranges that are not of pages.
+            unsafe { libc::munmap(start, bytes) };
         }
     }
 }
@@ -197,8 +253,11 @@ mod tests {
 
     #[test]
     fn blocks_are_zero_and_aligned_and_large_ones_fill_huge_pages() {
-        assert!(Block::zeroed(0).is_none());
-        for (bytes, alignment) in [(1, ALIGNMENT), (3 * ALIGNMENT, ALIGNMENT), (2 * HUGE, HUGE), (2 * HUGE + 1, HUGE)] {
+        const LARGE_ALIGNMENT: usize = if cfg!(all(target_os = "linux", not(miri))) { HUGE } else { ALIGNMENT };
+        assert!(Block::zeroed(0).is_none() && Block::zeroed(usize::MAX).is_none());
+        for (bytes, alignment) in
+            [(1, ALIGNMENT), (3 * ALIGNMENT, ALIGNMENT), (LARGE, LARGE_ALIGNMENT), (LARGE + 1, LARGE_ALIGNMENT)]
+        {
             let block = Block::zeroed(bytes).expect("memory");
             assert_eq!((block.bytes(), block.pointer() as usize % alignment), (bytes, 0));
             // SAFETY: the block has so many initialised bytes, and nobody writes them.
