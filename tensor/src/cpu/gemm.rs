@@ -2,11 +2,13 @@
 //!
 //! The loops are those of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008): b is packed once, in
 //! panels as wide as a register tile, by all threads; a task then packs rows of a and runs them past the panels, [`DEPTH`] values of k
-//! at a time. Where a has few rows, which use each value of b only a few times, every task packs its own panels of b just before it uses them. bf16 is widened
-//! while it is packed, unless the processor multiplies it as it is: then panels hold pairs of neighbours along k. A bf16 output is summed in f32 and rounded
-//! once. The work is cut by shape alone and sums over k keep their order, so the bits do not depend on the number of threads.
+//! at a time. Where a has few rows, which use each value of b only a few times, every task packs its own panels of b just before it uses them. A factor that stands in
+//! memory as tiles read it is not packed (`gemm/factors.rs`): rows or columns of a, rows of b. bf16 is widened while it is packed, unless the processor multiplies it
+//! as it is: then panels hold pairs of neighbours along k. A bf16 output is summed in f32 and rounded once. The work is cut by shape alone and sums over k keep their
+//! order, so the bits do not depend on the number of threads.
 
 mod ahead;
+mod factors;
 mod few;
 mod kernel;
 mod pack;
@@ -18,10 +20,11 @@ use super::math::{Float, round};
 use super::parallel::{Pool, blocks};
 use super::stored::Stored;
 use ahead::Ahead;
+use factors::{Left, Right};
 use few::FewRows;
 use half::bf16;
 use kernel::{Panels, on_tile};
-use pack::{PackLeft, PackRight};
+use pack::PackRight;
 use plan::Plan;
 use std::ops::Range;
 
@@ -242,7 +245,8 @@ unsafe fn gemm_on<F: Float>(
     }
     let narrow = matches!(out.values, Values::Bf16(_));
     let plan = Plan::new::<F>(path, batch, [out.rows, out.cols, a.cols.div_ceil(cells.values())], narrow);
-    let work = Gemm { path, cells, plan, item, alpha };
+    let in_place = out.cols.is_multiple_of(plan.nr) && Right::in_place(b, cells, plan.nr).is_some();
+    let work = Gemm { path, cells, plan, in_place, item, alpha };
     if a.cols == 0 {
         // SAFETY: the caller's promise.
         unsafe { work.nothing(batch) };
@@ -250,7 +254,7 @@ unsafe fn gemm_on<F: Float>(
         // SAFETY: the caller's promise.
         unsafe { work.few_rows(pool, batch) };
     } else if work.plan.shared {
-        let panels = work.plan.packed_len();
+        let panels = if work.in_place { 0 } else { work.plan.packed_len() };
         let mut shared = Buffer::take(&SHARED, panels + work.plan.sums_len());
         let (packed, sums) = shared.values().split_at_mut(panels);
         let sums = sums.as_mut_ptr();
@@ -258,8 +262,10 @@ unsafe fn gemm_on<F: Float>(
             for columns in work.plan.chunks() {
                 for ks in work.plan.deeps() {
                     let part = Part { items: items.clone(), columns: columns.clone(), ks, sums };
-                    // SAFETY: the caller's promise; the buffer has room for a part.
-                    unsafe { work.pack(pool, &part, packed) };
+                    if !work.in_place {
+                        // SAFETY: the caller's promise; the buffer has room for a part.
+                        unsafe { work.pack(pool, &part, packed) };
+                    }
                     // SAFETY: the caller's promise; what is read was packed above, and the sums have the place that the plan asks for.
                     unsafe { work.multiply(pool, &part, Some(&*packed)) };
                 }
@@ -311,6 +317,8 @@ struct Gemm<F, I> {
     path: Path,
     cells: Cells,
     plan: Plan,
+    /// Whether tiles read b where it lies.
+    in_place: bool,
     item: I,
     alpha: F,
 }
@@ -458,7 +466,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         for block in ks.clone() {
             let k = plan.block(block);
             let values = self.values(&k, a.cols);
-            let form = on_tile(self.path, PackLeft { to: left, cells: self.cells, a: self.left(a, block) });
+            let rows = Left::of(self.path, self.left(a, block), self.cells, plan.mr, left);
             let mut ahead = Ahead::of(if block + 1 < ks.end { Some(self.left(a, block + 1)) } else { next });
             let share = ahead.share(out.rows.div_ceil(plan.mr) * out.cols.div_ceil(plan.nr));
             let last = block + 1 == plan.blocks();
@@ -468,20 +476,16 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let addend = addend.filter(|_| if narrow { last } else { k.start == 0 });
             for col in (0..out.cols).step_by(run) {
                 let cols = run.min(out.cols - col);
-                let panels = match &packed {
-                    Some(packed) => packed(&k),
-                    None => {
-                        let b = b.block(values.start, col, values.len(), cols);
-                        let to = right.as_mut_ptr();
-                        on_tile(self.path, PackRight { to, cells: self.cells, depth: k.len(), at: 0, b });
-                        &*right
-                    }
+                let b = b.block(values.start, col, values.len(), cols);
+                let right = match (Right::in_place(b, self.cells, plan.nr).filter(|_| self.in_place), &packed) {
+                    (Some(right), _) => right,
+                    (None, Some(packed)) => Right::packed(packed(&k), k.len(), plan.nr),
+                    (None, None) => Right::pack(self.path, b, self.cells, k.len(), plan.nr, right),
                 };
                 let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
                 let (out, sums, addend) = (block(to), sums.map(block), addend.map(block));
-                let (right, cells) = (&panels[..cols.next_multiple_of(plan.nr) * k.len()], self.cells);
-                let (depth, alpha, ahead) = (k.len(), self.alpha, &mut ahead);
-                Panels { out, sums, left, form, right, cells, depth, alpha, addend, ahead, share }.multiply(self.path);
+                let (cells, depth, alpha, ahead) = (self.cells, k.len(), self.alpha, &mut ahead);
+                Panels { out, sums, left: rows, right, cells, depth, alpha, addend, ahead, share }.multiply(self.path);
             }
         }
         buffer.give_back(&OWN);

@@ -1,4 +1,4 @@
-//! Rows that are packed next, asked for while tiles are multiplied: packing alone waits longer for them than it works.
+//! Rows of a that are read next, asked for while tiles are multiplied: otherwise packing, or the tiles that read them in place, wait for memory.
 
 use super::super::buffer::LINE;
 use super::super::isa::prefetch;

@@ -5,9 +5,11 @@ use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on, prefet
 use super::super::math::Float;
 use super::super::stored::Stored;
 use super::ahead::Ahead;
-use super::pack::Form;
-use super::{Cells, DEPTH, Matrix, Values};
+use super::factors::{Left, Lines, Order, Right};
+use super::{Cells, Matrix, Values};
 use half::bf16;
+use std::array;
+use std::hint::black_box;
 use std::marker::PhantomData;
 
 /// Work compiled once for each instruction path and its register tile.
@@ -65,17 +67,16 @@ pub(super) fn tile<F: Float>(path: Path) -> (usize, usize) {
     on_tile(path, Shape::<F>(PhantomData))
 }
 
-/// `out = alpha a b (+ sums) (+ addend)`, rounded to the type in which `out` is stored, for packed panels: `left` by
-/// [`PackLeft`](super::pack::PackLeft), `right` by [`PackRight`](super::pack::PackRight).
+/// `out = alpha a b (+ sums) (+ addend)`, rounded to the type in which `out` is stored, for `depth` cells along k of `left` and `right`, in place or packed by
+/// [`PackLeft`](super::pack::PackLeft) and [`PackRight`](super::pack::PackRight).
 ///
-/// The maker promises that `out` is valid for writes, sums and addend for reads; the sums, of products with earlier values of k, are stored in F, the
-/// addend as `out` is. Either may be `out`.
+/// The maker promises that the factors, sums and addend are valid for reads, and `out` for writes; the sums, of products with earlier values of k, are stored in F,
+/// the addend as `out` is. Either may be `out`.
 pub(super) struct Panels<'a, F> {
     pub(super) out: Matrix<F>,
     pub(super) sums: Option<Matrix<F>>,
-    pub(super) left: &'a [F],
-    pub(super) form: Form,
-    pub(super) right: &'a [F],
+    pub(super) left: Left<F>,
+    pub(super) right: Right<F>,
     pub(super) cells: Cells,
     pub(super) depth: usize,
     pub(super) alpha: F,
@@ -115,12 +116,13 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
     /// All tiles of an output that is stored in S.
     #[inline(always)]
     fn tiles<I: Isa, S: Output<F>, const MR: usize, const NR: usize>(self, isa: I) {
-        let Panels { out, sums, left, form, right, depth, alpha, addend, ahead, share, .. } = self.0;
+        let Panels { out, sums, left, right, depth, alpha, addend, ahead, share, .. } = self.0;
         let Matrix { rows, cols, .. } = out;
         let (out, addend) = (Places::<S>::of(out), addend.map(Places::<S>::of));
         let begun = sums.map(Places::<F>::of);
-        for (right, column) in right.chunks_exact(depth * NR).zip((0..cols).step_by(NR)) {
-            for (left, row) in left.chunks_exact(DEPTH * MR).zip((0..rows).step_by(MR)) {
+        for (panel, column) in (0..cols).step_by(NR).enumerate() {
+            let (right, packed) = (right.panel(panel), right.packed);
+            for (tile, row) in (0..rows).step_by(MR).enumerate() {
                 let (out, addend) = (out.from(row, column), addend.map(|addend| addend.from(row, column)));
                 let begun = begun.map(|sums| sums.from(row, column));
                 let size = [MR.min(rows - row), NR.min(cols - column)];
@@ -129,10 +131,23 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                 for i in 0..size[0] {
                     prefetch::<1, _>(out.at(i, 0));
                 }
-                // One place where sums go: the compiler keeps them in registers only if the loops of both forms end there.
-                let sums = match form {
-                    Form::Rows => register_tile::<F, I, C, MR, NR, DEPTH, 1>(isa, left, right),
-                    Form::Columns => register_tile::<F, I, C, MR, NR, 1, MR>(isa, left, right),
+                let lines = left.tile(tile);
+                // One place where sums go: the compiler keeps them in registers only if all loops end there.
+                // SAFETY: the maker's promise.
+                let sums = unsafe {
+                    match left.order {
+                        // Pairs of b never stand in place.
+                        Order::Rows if packed || C::VALUES > 1 => {
+                            register_tile::<F, I, C, MR, NR, true>(isa, rows_at(lines), right, depth)
+                        }
+                        Order::Rows => {
+                            register_tile::<F, I, C, MR, NR, false>(isa, thirds_at::<F, MR>(lines), right, depth)
+                        }
+                        Order::Columns if C::VALUES > 1 => {
+                            register_tile::<F, I, C, MR, NR, true>(isa, columns_at(lines), right, depth)
+                        }
+                        Order::Columns => register_tile::<F, I, C, MR, NR, false>(isa, columns_at(lines), right, depth),
+                    }
                 };
                 // SAFETY: the tile lies inside the output, the sums and the addend.
                 unsafe { store(isa, out, size, sums, alpha, begun, addend) };
@@ -145,38 +160,58 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
 /// shared with another thread: 4 to 8% of a product. With 8 values compilers run out of registers.
 const UNROLLED: usize = 4;
 
-/// The sums over k of a panel of a, whose value (i, k) stands at `i * ROW + k * STEP`, and one of b, [k, NR]. The loops unroll
-/// into MR x NR sums held in registers.
+/// The addresses of cells (i, k) of MR rows, which are lines.
 #[inline(always)]
-fn register_tile<
-    F: Float,
-    I: Isa,
-    C: Cell<F>,
-    const MR: usize,
-    const NR: usize,
-    const ROW: usize,
-    const STEP: usize,
->(
+fn rows_at<F: Copy>(left: Lines<F>) -> impl Fn(usize, usize) -> *const F {
+    move |i, k| left.from(i, k).first
+}
+
+/// The same for b in place. The addresses of every third row, and no others, stand before the tile's loop, their distance hidden from the compiler: where b has a
+/// stride too, registers for the address of every row are too few, and a product took half as long again.
+#[inline(always)]
+fn thirds_at<F: Copy, const MR: usize>(left: Lines<F>) -> impl Fn(usize, usize) -> *const F {
+    const { assert!(MR <= 12, "four thirds have twelve rows") };
+    let thirds: [*const F; 4] = black_box(array::from_fn(|third| left.from(3 * third, 0).first));
+    move |i, k| thirds[i / 3].wrapping_offset((i % 3) as isize * left.stride).wrapping_add(k)
+}
+
+/// The same where lines are columns.
+#[inline(always)]
+fn columns_at<F: Copy>(left: Lines<F>) -> impl Fn(usize, usize) -> *const F {
+    move |i, k| left.from(k, i).first
+}
+
+/// The sums over k of MR rows of a, of whose cells `a` gives the addresses, and NR columns of b, PACKED or in place. The loops unroll into MR x NR sums held in
+/// registers.
+///
+/// # Safety
+/// `depth` cells along k of these are valid for reads.
+#[inline(always)]
+unsafe fn register_tile<F: Float, I: Isa, C: Cell<F>, const MR: usize, const NR: usize, const PACKED: bool>(
     isa: I,
-    left: &[F],
-    right: &[F],
+    a: impl Fn(usize, usize) -> *const F,
+    right: Lines<F>,
+    depth: usize,
 ) -> [[F; NR]; MR] {
-    let (right, _) = right.as_chunks::<NR>();
-    assert!(right.is_empty() || (MR - 1) * ROW + (right.len() - 1) * STEP < left.len());
-    // SAFETY: the assertion above.
-    let a = |i: usize, k: usize| unsafe { *left.get_unchecked(i * ROW + k * STEP) };
+    let stride = if PACKED { NR as isize } else { right.stride };
+    // SAFETY: the caller's promise; rows of b are of values, which are aligned, or packed.
+    let b = |k: usize| unsafe { *right.first.offset(k as isize * stride).cast::<[F; NR]>() };
+    // SAFETY: the caller's promise.
+    let a = |i: usize, k: usize| unsafe { a(i, k).read_unaligned() };
     let mut sums = [[F::ZERO; NR]; MR];
-    let (groups, rest) = right.as_chunks::<UNROLLED>();
-    for (group, rows) in groups.iter().enumerate() {
-        for (k, b) in rows.iter().enumerate() {
+    let whole = depth - depth % UNROLLED;
+    for group in (0..whole).step_by(UNROLLED) {
+        for k in group..group + UNROLLED {
+            let b = b(k);
             for (i, sums) in sums.iter_mut().enumerate() {
-                C::add(isa, a(i, group * UNROLLED + k), b, sums);
+                C::add(isa, a(i, k), &b, sums);
             }
         }
     }
-    for (k, b) in rest.iter().enumerate() {
+    for k in whole..depth {
+        let b = b(k);
         for (i, sums) in sums.iter_mut().enumerate() {
-            C::add(isa, a(i, groups.len() * UNROLLED + k), b, sums);
+            C::add(isa, a(i, k), &b, sums);
         }
     }
     sums
@@ -289,7 +324,7 @@ unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize
         return;
     }
     // A copy, so that the sums of whole tiles stay in registers although these are reached by index.
-    let sums = std::hint::black_box(sums);
+    let sums = black_box(sums);
     for (i, sums) in sums.iter().enumerate().take(rows) {
         for (j, sum) in sums.iter().enumerate().take(cols) {
             // SAFETY: i and j are below the rows and columns of the places.

@@ -4,20 +4,13 @@ use super::super::cells::{Cell, Pairs, Wide};
 use super::super::isa::{Isa, prefetch};
 use super::super::math::Float;
 use super::super::transpose::{SQUARE, transpose};
+use super::factors::Order;
 use super::kernel::Tiled;
 use super::{Cells, DEPTH, Matrix, Values};
 use half::bf16;
 
-/// Where the cell (i, k) of a packed panel of a stands.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Form {
-    /// `i * DEPTH + k`: rows were contiguous.
-    Rows,
-    /// `k * MR + i`: columns were.
-    Columns,
-}
-
-/// Packs `a` as panels of MR rows, each [`DEPTH`] * MR cells; rows beyond the last are zeros.
+/// Packs `a` as panels of MR rows, each [`DEPTH`] * MR cells; rows beyond the last are zeros. In a panel stand [`DEPTH`] cells of each row, or MR of each column, as
+/// [`Order::of`] says.
 ///
 /// The maker promises that `a` is valid for reads, and stored in bf16 if the cells are pairs.
 pub(super) struct PackLeft<'a, F> {
@@ -28,10 +21,10 @@ pub(super) struct PackLeft<'a, F> {
 
 impl<F: Float> Tiled for PackLeft<'_, F> {
     type Float = F;
-    type Output = Form;
+    type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) -> Form {
+    fn run<I: Isa, const MR: usize, const NR: usize>(self, isa: I) {
         // SAFETY: the maker's promise.
         unsafe {
             match (self.a.values, self.cells) {
@@ -47,20 +40,17 @@ impl<F: Float> PackLeft<'_, F> {
     /// # Safety
     /// `a` begins at `from` and is valid for reads.
     #[inline(always)]
-    unsafe fn pack<P: Cell<F>, I: Isa, const MR: usize>(self, isa: I, from: *const P::Stored) -> Form {
+    unsafe fn pack<P: Cell<F>, I: Isa, const MR: usize>(self, isa: I, from: *const P::Stored) {
         // SAFETY: the caller's promise.
         unsafe {
-            if self.a.row_stride == 1 && self.a.col_stride != 1 {
-                self.columns::<P, I, MR>(isa, from);
-                Form::Columns
-            } else {
-                self.rows::<P, MR>(from);
-                Form::Rows
+            match Order::of(&self.a) {
+                Order::Rows => self.rows::<P, MR>(from),
+                Order::Columns => self.columns::<P, I, MR>(isa, from),
             }
         }
     }
 
-    /// [`Form::Rows`].
+    /// [`Order::Rows`].
     ///
     /// # Safety
     /// As [`PackLeft::pack`].
@@ -90,7 +80,7 @@ impl<F: Float> PackLeft<'_, F> {
         }
     }
 
-    /// [`Form::Columns`]; the rows of a column are contiguous.
+    /// [`Order::Columns`]; the rows of a column are contiguous.
     ///
     /// # Safety
     /// As [`PackLeft::pack`].
