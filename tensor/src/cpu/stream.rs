@@ -5,9 +5,9 @@ use super::peak::last_level_cache;
 use bytemuck::Pod;
 use std::sync::OnceLock;
 
-/// Whether a tensor of `bytes` bytes is written past the caches: it has more than a last-level cache keeps until all of it is written and read again, which is taken to
-/// be a quarter of it, since an op reads as much as it writes and others use that cache too. Of 12 MB that were written to 32 MiB of cache, none were found there,
-/// and in some runs writing them as usual took more than twice as long.
+/// Whether a tensor of `bytes` bytes is written past the caches: it has more than a last-level cache keeps until all of it is written. That is taken to be a quarter of
+/// the cache: an op reads at least as much meanwhile, and others use the cache too. (In some processes, storing 12 MB as usual beside a cache of 32 MiB took more than
+/// twice as long.)
 fn is_large(bytes: usize) -> bool {
     static CACHE: OnceLock<usize> = OnceLock::new();
     bytes >= *CACHE.get_or_init(last_level_cache) / 4
