@@ -245,8 +245,7 @@ unsafe fn gemm_on<F: Float>(
     }
     let narrow = matches!(out.values, Values::Bf16(_));
     let plan = Plan::new::<F>(path, batch, [out.rows, out.cols, a.cols.div_ceil(cells.values())], narrow);
-    let in_place = out.cols.is_multiple_of(plan.nr) && Right::in_place(b, cells, plan.nr).is_some();
-    let work = Gemm { path, cells, plan, in_place, item, alpha };
+    let work = Gemm { path, cells, plan, item, alpha };
     if a.cols == 0 {
         // SAFETY: the caller's promise.
         unsafe { work.nothing(batch) };
@@ -254,7 +253,8 @@ unsafe fn gemm_on<F: Float>(
         // SAFETY: the caller's promise.
         unsafe { work.few_rows(pool, batch) };
     } else if work.plan.shared {
-        let panels = if work.in_place { 0 } else { work.plan.packed_len() };
+        let in_place = Right::in_place(b, cells, work.plan.nr).is_some();
+        let panels = if in_place { 0 } else { work.plan.packed_len() };
         let mut shared = Buffer::take(&SHARED, panels + work.plan.sums_len());
         let (packed, sums) = shared.values().split_at_mut(panels);
         let sums = sums.as_mut_ptr();
@@ -262,12 +262,12 @@ unsafe fn gemm_on<F: Float>(
             for columns in work.plan.chunks() {
                 for ks in work.plan.deeps() {
                     let part = Part { items: items.clone(), columns: columns.clone(), ks, sums };
-                    if !work.in_place {
+                    if !in_place {
                         // SAFETY: the caller's promise; the buffer has room for a part.
                         unsafe { work.pack(pool, &part, packed) };
                     }
                     // SAFETY: the caller's promise; what is read was packed above, and the sums have the place that the plan asks for.
-                    unsafe { work.multiply(pool, &part, Some(&*packed)) };
+                    unsafe { work.multiply(pool, &part, (!in_place).then_some(&*packed)) };
                 }
             }
         }
@@ -317,8 +317,6 @@ struct Gemm<F, I> {
     path: Path,
     cells: Cells,
     plan: Plan,
-    /// Whether tiles read b where it lies.
-    in_place: bool,
     item: I,
     alpha: F,
 }
@@ -402,7 +400,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         });
     }
 
-    /// The part's products, by panels that were packed, or that each task packs.
+    /// The part's products, by panels that were packed, or that each task packs if it cannot read b in place.
     ///
     /// # Safety
     /// As [`gemm_batched`].
@@ -434,7 +432,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
     ///
     /// # Safety
     /// As [`gemm_batched`], for the block; `packed` gives panels of `b`, those of the block's columns first; sums that are left to other parts are
-    /// valid for reads and writes. `next` is what this thread probably packs after it.
+    /// valid for reads and writes. `next` is what this thread probably reads after it.
     unsafe fn task<'p>(
         &self,
         Product { out, a, b, addend }: Product<F>,
@@ -477,10 +475,9 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             for col in (0..out.cols).step_by(run) {
                 let cols = run.min(out.cols - col);
                 let b = b.block(values.start, col, values.len(), cols);
-                let right = match (Right::in_place(b, self.cells, plan.nr).filter(|_| self.in_place), &packed) {
-                    (Some(right), _) => right,
-                    (None, Some(packed)) => Right::packed(packed(&k), k.len(), plan.nr),
-                    (None, None) => Right::pack(self.path, b, self.cells, k.len(), plan.nr, right),
+                let right = match &packed {
+                    Some(packed) => Right::packed(packed(&k), k.len(), plan.nr),
+                    None => Right::of(self.path, b, self.cells, k.len(), plan.nr, right),
                 };
                 let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
                 let (out, sums, addend) = (block(to), sums.map(block), addend.map(block));

@@ -18,7 +18,7 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// All lines of a matrix whose rows are contiguous; of another, or of none, nothing. (Of contiguous columns a task packs pieces that are short and far
+    /// All lines of a matrix whose rows are contiguous; of another, or of none, nothing. (Of contiguous columns a task reads pieces that are short and far
     /// apart: too many lines to be asked for at every tile.)
     pub(super) fn of<F: Float>(matrix: Option<Matrix<F>>) -> Self {
         let Some(Matrix { values, rows, cols, row_stride, .. }) = matrix.filter(|matrix| matrix.col_stride == 1) else {

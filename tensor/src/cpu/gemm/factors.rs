@@ -72,7 +72,8 @@ impl<F: Float> Left<F> {
 
     /// The rows or columns of `a`, if tiles can read them in place.
     fn lines(a: Matrix<F>, cells: Cells, mr: usize) -> Option<Lines<F>> {
-        let (first, stride) = match (Order::of(&a), a.values, cells) {
+        let order = Order::of(&a);
+        let (first, stride) = match (order, a.values, cells) {
             (Order::Columns, Values::Wide(first), Cells::Values) => (first, a.col_stride),
             (Order::Rows, Values::Wide(first), Cells::Values) if a.col_stride == 1 => (first, a.row_stride),
             // Neighbours are pairs as they are.
@@ -83,7 +84,7 @@ impl<F: Float> Left<F> {
             }
             _ => return None,
         };
-        let far_apart = Order::of(&a) == Order::Columns || in_a_set::<F>(stride, mr) <= SAME_SET;
+        let far_apart = order == Order::Columns || in_a_set::<F>(stride, mr) <= SAME_SET;
         far_apart.then_some(Lines { first: first.cast_const(), stride })
     }
 
@@ -118,22 +119,24 @@ pub(super) struct Right<F> {
 }
 
 impl<F: Float> Right<F> {
-    /// The rows of `b` in place, if they can be read there, for panels of `nr` columns, a whole number of them.
+    /// The rows of `b`, `depth` cells of each column: in place, if they can be read there, else packed at `to`.
+    pub(super) fn of(path: Path, b: Matrix<F>, cells: Cells, depth: usize, nr: usize, to: &mut [F]) -> Self {
+        Right::in_place(b, cells, nr).unwrap_or_else(|| {
+            on_tile(path, PackRight { to: to.as_mut_ptr(), cells, depth, at: 0, b });
+            Right::packed(to, depth, nr)
+        })
+    }
+
+    /// The rows of `b` in place, if they can be read there: by whole panels of `nr` columns.
     pub(super) fn in_place(b: Matrix<F>, cells: Cells, nr: usize) -> Option<Self> {
         match (b.values, cells) {
-            (Values::Wide(first), Cells::Values) if b.col_stride == 1 => Some(Right {
+            (Values::Wide(first), Cells::Values) if b.col_stride == 1 && b.cols.is_multiple_of(nr) => Some(Right {
                 packed: false,
                 lines: Lines { first: first.cast_const(), stride: b.row_stride },
                 panel: nr,
             }),
             _ => None,
         }
-    }
-
-    /// The rows of `b`, `depth` cells of each column, packed at `to`.
-    pub(super) fn pack(path: Path, b: Matrix<F>, cells: Cells, depth: usize, nr: usize, to: &mut [F]) -> Self {
-        on_tile(path, PackRight { to: to.as_mut_ptr(), cells, depth, at: 0, b });
-        Right::packed(to, depth, nr)
     }
 
     /// Packed panels, each [depth, nr].
@@ -179,7 +182,10 @@ mod tests {
         for (shape, strides) in [([20, 9], [12, 1]), ([20, 10], [11, 1]), ([20, 10], [1, 20])] {
             assert!(!left(narrow, shape, strides, Cells::Pairs), "{shape:?} {strides:?}");
         }
-        let right = |values, strides, cells| Right::in_place(matrix(values, [10, 16], strides), cells, 8).is_some();
+        let right_of =
+            |values, cols, strides, cells| Right::in_place(matrix(values, [10, cols], strides), cells, 8).is_some();
+        let right = |values, strides, cells| right_of(values, 16, strides, cells);
+        assert!(!right_of(wide, 17, [20, 1], Cells::Values));
         assert!(right(wide, [20, 1], Cells::Values) && !right(wide, [1, 10], Cells::Values));
         assert!(!right(narrow, [20, 1], Cells::Values) && !right(narrow, [20, 1], Cells::Pairs));
     }

@@ -141,7 +141,8 @@ fn check_all_ways<F: Float>(shape: [usize; 3], layouts: [Layout; 3], alpha: f64,
 
 #[test]
 fn products_agree_with_plain_loops_in_any_layout() {
-    let small = [[1, 1, 1], [1, 5, 3], [3, 1, 2], [5, 2, 1], [2, 35, 23], [7, 13, 5], [17, 33, 31], [29, 9, 64]];
+    let small =
+        [[1, 1, 1], [1, 5, 3], [3, 1, 2], [5, 2, 1], [2, 35, 23], [7, 13, 5], [17, 33, 31], [29, 9, 64], [29, 9, 100]];
     let shapes = [&small[..], &[[25, 64, 40], [37, 300, 19]]].concat();
     for shape in sized(&shapes, &[[2, 3, 5]]) {
         for a in LAYOUTS {
