@@ -465,8 +465,8 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
             let k = plan.block(block);
             let values = self.values(&k, a.cols);
             let rows = Left::of(self.path, self.left(a, block), self.cells, plan.mr, left);
-            let mut ahead = Ahead::of(if block + 1 < ks.end { Some(self.left(a, block + 1)) } else { next });
-            let share = ahead.share(out.rows.div_ceil(plan.mr) * out.cols.div_ceil(plan.nr));
+            let tiles = out.rows.div_ceil(plan.mr) * out.cols.div_ceil(plan.nr);
+            let mut ahead = Ahead::of(if block + 1 < ks.end { Some(self.left(a, block + 1)) } else { next }, tiles);
             let last = block + 1 == plan.blocks();
             let to = if last { out } else { wide };
             // The addend is as the output, and comes with the last block of one in bf16, with the first of another.
@@ -482,7 +482,7 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                 let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
                 let (out, sums, addend) = (block(to), sums.map(block), addend.map(block));
                 let (cells, depth, alpha, ahead) = (self.cells, k.len(), self.alpha, &mut ahead);
-                Panels { out, sums, left: rows, right, cells, depth, alpha, addend, ahead, share }.multiply(self.path);
+                Panels { out, sums, left: rows, right, cells, depth, alpha, addend, ahead }.multiply(self.path);
             }
         }
         buffer.give_back(&OWN);

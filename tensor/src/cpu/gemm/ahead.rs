@@ -6,49 +6,85 @@ use super::super::math::Float;
 use super::{Matrix, Values};
 use half::bf16;
 
-/// Lines of a matrix that have not been asked for.
+/// Rows that have not been asked for, piece by piece.
 pub(super) struct Ahead {
     /// Where the next row begins, how many rows there are from there on, and how far apart.
     first: *const u8,
     rows: usize,
     stride: isize,
-    /// Bytes of a row, and of those the first that was not asked for.
+    /// Bytes of a row, of those the first that was not asked for, and of a piece.
     bytes: usize,
     at: usize,
+    piece: usize,
 }
 
 impl Ahead {
-    /// All lines of a matrix whose rows are contiguous; of another, or of none, nothing. (Of contiguous columns a task reads pieces that are short and far
-    /// apart: too many lines to be asked for at every tile.)
-    pub(super) fn of<F: Float>(matrix: Option<Matrix<F>>) -> Self {
+    /// All rows of a matrix in which they are contiguous, in at most `times` pieces; of another, or of none, nothing. (Of contiguous columns a task reads pieces that
+    /// are short and far apart: too many lines to be asked for at every tile.) Of more rows than pieces, as many as there are pieces.
+    pub(super) fn of<F: Float>(matrix: Option<Matrix<F>>, times: usize) -> Self {
         let Some(Matrix { values, rows, cols, row_stride, .. }) = matrix.filter(|matrix| matrix.col_stride == 1) else {
-            return Ahead { first: std::ptr::null(), rows: 0, stride: 0, bytes: 0, at: 0 };
+            return Ahead { first: std::ptr::null(), rows: 0, stride: 0, bytes: 0, at: 0, piece: 0 };
         };
         let (first, size) = match values {
             Values::Wide(first) => (first.cast_const().cast::<u8>(), size_of::<F>()),
             Values::Bf16(first) => (first.cast_const().cast::<u8>(), size_of::<bf16>()),
         };
-        Ahead { first, rows, stride: row_stride * size as isize, bytes: cols * size, at: 0 }
+        let bytes = cols * size;
+        let piece = bytes.div_ceil((times / rows.max(1)).max(1)).next_multiple_of(LINE);
+        Ahead { first, rows, stride: row_stride * size as isize, bytes, at: 0, piece }
     }
 
-    /// How many lines are to be asked for each time, so that all are after `times`.
-    pub(super) fn share(&self, times: usize) -> usize {
-        (self.rows * self.bytes.div_ceil(LINE)).div_ceil(times.max(1))
-    }
-
-    /// Asks for the next `count` lines.
+    /// The next piece, empty if there is none.
     #[inline(always)]
-    pub(super) fn ask(&mut self, count: usize) {
-        for _ in 0..count {
-            if self.rows == 0 {
-                return;
-            }
-            prefetch::<2, _>(self.first.wrapping_add(self.at));
-            self.at += LINE;
-            if self.at >= self.bytes {
-                (self.at, self.rows) = (0, self.rows - 1);
-                self.first = self.first.wrapping_offset(self.stride);
-            }
+    pub(super) fn next(&mut self) -> Piece {
+        if self.rows == 0 {
+            // An address that is there: a processor would look for another one in vain, at every step.
+            return Piece { first: std::ptr::from_mut(self).cast(), bytes: 0 };
         }
+        let piece = Piece { first: self.first.wrapping_add(self.at), bytes: self.piece.min(self.bytes - self.at) };
+        self.at += self.piece;
+        if self.at >= self.bytes {
+            (self.at, self.rows) = (0, self.rows - 1);
+            self.first = self.first.wrapping_offset(self.stride);
+        }
+        piece
+    }
+}
+
+/// Bytes of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    first: *const u8,
+    bytes: usize,
+}
+
+impl Piece {
+    /// Asks for all of it.
+    #[inline(always)]
+    pub(super) fn ask(self) {
+        for at in (0..self.bytes).step_by(LINE) {
+            prefetch::<2, _>(self.first.wrapping_add(at));
+        }
+    }
+
+    /// To be asked for in `times` steps.
+    #[inline(always)]
+    pub(super) fn in_steps(self, times: usize) -> Steps {
+        Steps { next: self.first, step: self.bytes.div_ceil(times.max(1)) }
+    }
+}
+
+/// A piece, step by step. Where a step is shorter than a line, lines are asked for more than once, which costs nothing.
+pub(super) struct Steps {
+    next: *const u8,
+    step: usize,
+}
+
+impl Steps {
+    /// Asks for the line where the next step begins.
+    #[inline(always)]
+    pub(super) fn ask(&mut self) {
+        prefetch::<2, _>(self.next);
+        self.next = self.next.wrapping_add(self.step);
     }
 }

@@ -1,10 +1,11 @@
 //! The innermost loops: a register tile of MR x NR sums over a panel of a and one of b, and what becomes of the sums.
 
+use super::super::buffer::LINE;
 use super::super::cells::{Cell, Pairs, Wide};
 use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on, prefetch};
 use super::super::math::Float;
 use super::super::stored::Stored;
-use super::ahead::Ahead;
+use super::ahead::{Ahead, Piece};
 use super::factors::{Left, Lines, Order, Right};
 use super::{Cells, Matrix, Values};
 use half::bf16;
@@ -81,9 +82,8 @@ pub(super) struct Panels<'a, F> {
     pub(super) depth: usize,
     pub(super) alpha: F,
     pub(super) addend: Option<Matrix<F>>,
-    /// What is asked for meanwhile, and how many lines of it for each tile.
+    /// What is asked for meanwhile.
     pub(super) ahead: &'a mut Ahead,
-    pub(super) share: usize,
 }
 
 impl<F: Float> Panels<'_, F> {
@@ -116,7 +116,7 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
     /// All tiles of an output that is stored in S.
     #[inline(always)]
     fn tiles<I: Isa, S: Output<F>, const MR: usize, const NR: usize>(self, isa: I) {
-        let Panels { out, sums, left, right, depth, alpha, addend, ahead, share, .. } = self.0;
+        let Panels { out, sums, left, right, depth, alpha, addend, ahead, .. } = self.0;
         let Matrix { rows, cols, .. } = out;
         let (out, addend) = (Places::<S>::of(out), addend.map(Places::<S>::of));
         let begun = sums.map(Places::<F>::of);
@@ -126,10 +126,15 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                 let (out, addend) = (out.from(row, column), addend.map(|addend| addend.from(row, column)));
                 let begun = begun.map(|sums| sums.from(row, column));
                 let size = [MR.min(rows - row), NR.min(cols - column)];
-                ahead.ask(share);
+                let ahead = ahead.next();
+                if !has_room::<I>() {
+                    ahead.ask();
+                }
                 // Written once the sums are known.
                 for i in 0..size[0] {
-                    prefetch::<1, _>(out.at(i, 0));
+                    for j in (0..size[1]).step_by(LINE / size_of::<S>()) {
+                        prefetch::<1, _>(out.at(i, j));
+                    }
                 }
                 let lines = left.tile(tile);
                 // One place where sums go: the compiler keeps them in registers only if all loops end there.
@@ -138,15 +143,19 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                     match left.order {
                         // Pairs of b never stand in place.
                         Order::Rows if packed || C::VALUES > 1 => {
-                            register_tile::<F, I, C, MR, NR, true>(isa, rows_at(lines), right, depth)
+                            let a = rows_at::<F, MR>(lines, has_room::<I>());
+                            register_tile::<F, I, C, MR, NR, true>(isa, a, right, depth, ahead)
                         }
                         Order::Rows => {
-                            register_tile::<F, I, C, MR, NR, false>(isa, thirds_at::<F, MR>(lines), right, depth)
+                            let a = rows_at::<F, MR>(lines, true);
+                            register_tile::<F, I, C, MR, NR, false>(isa, a, right, depth, ahead)
                         }
                         Order::Columns if C::VALUES > 1 => {
-                            register_tile::<F, I, C, MR, NR, true>(isa, columns_at(lines), right, depth)
+                            register_tile::<F, I, C, MR, NR, true>(isa, columns_at(lines), right, depth, ahead)
                         }
-                        Order::Columns => register_tile::<F, I, C, MR, NR, false>(isa, columns_at(lines), right, depth),
+                        Order::Columns => {
+                            register_tile::<F, I, C, MR, NR, false>(isa, columns_at(lines), right, depth, ahead)
+                        }
                     }
                 };
                 // SAFETY: the tile lies inside the output, the sums and the addend.
@@ -160,22 +169,25 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
 /// shared with another thread: 4 to 8% of a product. With 8 values compilers run out of registers.
 const UNROLLED: usize = 4;
 
-/// The addresses of cells (i, k) of MR rows, which are lines.
-#[inline(always)]
-fn rows_at<F: Copy>(left: Lines<F>) -> impl Fn(usize, usize) -> *const F {
-    move |i, k| left.from(i, k).first
+/// Whether a core has slots left beside a tile's products, to ask for memory in its loop: with 16 values a vector they take a cycle each, with fewer half of one.
+const fn has_room<I: Isa>() -> bool {
+    I::LANES >= 16
 }
 
-/// The same for b in place. The addresses of every third row, and no others, stand before the tile's loop, their distance hidden from the compiler: where b has a
-/// stride too, registers for the address of every row are too few, and a product took half as long again.
+/// The addresses of cells (i, k) of MR rows, which are lines. If they are to be HIDDEN, those of every third row, and no others, stand before the tile's loop, their distance
+/// hidden from the compiler: where b has a stride too, or the loop has another address, registers for the address of every row are too few, and a product takes half as
+/// long again.
 #[inline(always)]
-fn thirds_at<F: Copy, const MR: usize>(left: Lines<F>) -> impl Fn(usize, usize) -> *const F {
+fn rows_at<F: Copy, const MR: usize>(left: Lines<F>, hidden: bool) -> impl Fn(usize, usize) -> *const F {
     const { assert!(MR <= 12, "four thirds have twelve rows") };
-    let thirds: [*const F; 4] = black_box(array::from_fn(|third| left.from(3 * third, 0).first));
+    let mut thirds: [*const F; 4] = array::from_fn(|third| left.from(3 * third, 0).first);
+    if hidden {
+        thirds = black_box(thirds);
+    }
     move |i, k| thirds[i / 3].wrapping_offset((i % 3) as isize * left.stride).wrapping_add(k)
 }
 
-/// The same where lines are columns.
+/// The same where lines are columns, none hidden.
 #[inline(always)]
 fn columns_at<F: Copy>(left: Lines<F>) -> impl Fn(usize, usize) -> *const F {
     move |i, k| left.from(k, i).first
@@ -192,6 +204,7 @@ unsafe fn register_tile<F: Float, I: Isa, C: Cell<F>, const MR: usize, const NR:
     a: impl Fn(usize, usize) -> *const F,
     right: Lines<F>,
     depth: usize,
+    ahead: Piece,
 ) -> [[F; NR]; MR] {
     let stride = if PACKED { NR as isize } else { right.stride };
     // SAFETY: the caller's promise; rows of b are of values, which are aligned, or packed.
@@ -200,12 +213,17 @@ unsafe fn register_tile<F: Float, I: Isa, C: Cell<F>, const MR: usize, const NR:
     let a = |i: usize, k: usize| unsafe { a(i, k).read_unaligned() };
     let mut sums = [[F::ZERO; NR]; MR];
     let whole = depth - depth % UNROLLED;
+    // A little of it in each turn: all at once it keeps the rows of b waiting.
+    let mut ahead = ahead.in_steps(whole / UNROLLED);
     for group in (0..whole).step_by(UNROLLED) {
         for k in group..group + UNROLLED {
             let b = b(k);
             for (i, sums) in sums.iter_mut().enumerate() {
                 C::add(isa, a(i, k), &b, sums);
             }
+        }
+        if has_room::<I>() {
+            ahead.ask();
         }
     }
     for k in whole..depth {
@@ -299,27 +317,38 @@ unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize
     let contiguous =
         [Some(out.col_stride), begun.map(|begun| begun.col_stride), addend.map(|addend| addend.col_stride)];
     if [rows, cols] == [MR, NR] && contiguous.into_iter().flatten().all(|stride| stride == 1) {
-        for (i, sums) in sums.iter().enumerate() {
-            let mut value = *sums;
-            for value in &mut value {
-                *value = alpha * *value;
-            }
-            if let Some(begun) = begun {
-                // SAFETY: NR columns with stride 1 are NR values in a row.
-                let begun = unsafe { *begun.row::<NR>(i) };
-                for (value, begun) in value.iter_mut().zip(&begun) {
-                    *value += *begun;
+        // Cases before rows: so the loops unroll, and no sum leaves its register before it goes to the output.
+        // SAFETY: NR columns with stride 1 are NR values in a row.
+        unsafe {
+            match (alpha == F::ONE, begun, addend) {
+                (true, None, None) => {
+                    for (i, sums) in sums.iter().enumerate() {
+                        S::put(isa, sums, &mut *out.row(i));
+                    }
+                }
+                (true, Some(begun), None) => {
+                    for (i, sums) in sums.iter().enumerate() {
+                        S::put(isa, &plus(isa, *sums, &*begun.row(i)), &mut *out.row(i));
+                    }
+                }
+                (true, None, Some(addend)) => {
+                    for (i, sums) in sums.iter().enumerate() {
+                        S::put(isa, &plus(isa, *sums, &S::get(isa, &*addend.row(i))), &mut *out.row(i));
+                    }
+                }
+                _ => {
+                    for (i, sums) in black_box(sums).iter().enumerate() {
+                        let mut value = sums.map(|sum| alpha * sum);
+                        if let Some(begun) = begun {
+                            value = plus(isa, value, &*begun.row(i));
+                        }
+                        if let Some(addend) = addend {
+                            value = plus(isa, value, &S::get(isa, &*addend.row(i)));
+                        }
+                        S::put(isa, &value, &mut *out.row(i));
+                    }
                 }
             }
-            if let Some(addend) = addend {
-                // SAFETY: as above.
-                let addend = unsafe { *addend.row::<NR>(i) };
-                for (value, addend) in value.iter_mut().zip(&addend) {
-                    *value += addend.wide();
-                }
-            }
-            // SAFETY: as above.
-            unsafe { S::put(isa, &value, &mut *out.row(i)) };
         }
         return;
     }
@@ -335,4 +364,11 @@ unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize
             }
         }
     }
+}
+
+/// `x + y`.
+#[inline(always)]
+fn plus<F: Float, I: Isa, const N: usize>(isa: I, mut x: [F; N], y: &[F; N]) -> [F; N] {
+    F::axpy(isa, F::ONE, y, &mut x);
+    x
 }
