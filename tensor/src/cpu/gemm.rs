@@ -19,6 +19,7 @@ use super::isa::{Path, path};
 use super::math::{Float, round};
 use super::parallel::{Pool, blocks};
 use super::stored::Stored;
+use super::stream::{fence, is_large};
 use ahead::Ahead;
 use factors::{Left, Right};
 use few::FewRows;
@@ -32,7 +33,7 @@ use std::ops::Range;
 const DEPTH: usize = 384;
 
 /// The first value of a matrix, and the type in which all of them are stored.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Values<F> {
     /// The type that is computed in.
     Wide(*mut F),
@@ -450,6 +451,8 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
         let narrow = matches!(out.values, Values::Bf16(_));
         let own_sums = narrow && left_to_others.is_none() && ks.len() > 1;
         let sums_len = if own_sums { out.rows * out.cols } else { 0 };
+        let written_once = plan.blocks() == 1 && addend.is_none_or(|addend| addend.values != out.values);
+        let past_caches = written_once && is_large(plan.m * plan.n * if narrow { 2 } else { size_of::<F>() });
         let mut buffer = Buffer::take(&OWN, left_len + right_len + sums_len);
         let (left, rest) = buffer.values().split_at_mut(left_len);
         let (right, sums) = rest.split_at_mut(right_len);
@@ -482,8 +485,12 @@ impl<F: Float, I: Fn(usize) -> Product<F> + Sync> Gemm<F, I> {
                 let block = |matrix: Matrix<F>| matrix.block(0, col, out.rows, cols);
                 let (out, sums, addend) = (block(to), sums.map(block), addend.map(block));
                 let (cells, depth, alpha, ahead) = (self.cells, k.len(), self.alpha, &mut ahead);
-                Panels { out, sums, left: rows, right, cells, depth, alpha, addend, ahead }.multiply(self.path);
+                Panels { out, sums, left: rows, right, cells, depth, alpha, addend, ahead, past_caches }
+                    .multiply(self.path);
             }
+        }
+        if past_caches {
+            fence();
         }
         buffer.give_back(&OWN);
     }

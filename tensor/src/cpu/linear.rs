@@ -42,3 +42,41 @@ fn product<F: Float + Element>(pool: &Pool, Linear { out, x, weight, bias, .. }:
     unsafe { gemm_batched(pool, 1, |_| product, F::ONE) };
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::stream::is_large;
+    use crate::{DType, Device, Distribution, Result, Tensor};
+
+    /// Rows of so many bytes, more than are written through the caches.
+    fn rows_of_a_large_output(row: usize) -> usize {
+        (0..).map(|i| 500 + i * 500).find(|rows| is_large(rows * row)).expect("some size is large") + 7
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "large")]
+    fn an_output_that_goes_past_the_caches_has_the_bits_of_its_parts() -> Result<()> {
+        let device = Device::cpu_with_threads(2)?;
+        let random = |shape: &[usize], seed, dtype| {
+            let normal = Distribution::Normal { mean: 0.0, std: 1.0 };
+            Tensor::random(shape, normal, seed, 0, DType::F32, &device)?.cast(dtype)
+        };
+        // The second has a ragged last tile in every row, and rows that begin anywhere in a line.
+        for (dtype, outputs) in [(DType::F32, 1056), (DType::F32, 1001), (DType::BF16, 1056)] {
+            let rows = rows_of_a_large_output(outputs * dtype.size());
+            let (x, weight) = (random(&[rows, 8], 1, dtype)?, random(&[outputs, 8], 2, dtype)?);
+            let some = random(&[outputs], 3, dtype)?;
+            for bias in [None, Some(&some)] {
+                let whole = x.linear(&weight, bias)?;
+                for start in (0..rows).step_by(500) {
+                    let length = 500.min(rows - start);
+                    let part = x.narrow(0, start, length)?.linear(&weight, bias)?;
+                    let [found, expected] =
+                        [&whole.narrow(0, start, length)?, &part].map(|rows| rows.cast(DType::F32)?.to_vec::<f32>());
+                    assert!(found? == expected?, "{dtype:?}, rows from {start} on, bias {}", bias.is_some());
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 /// Whether a tensor of `bytes` bytes is written past the caches: it has more than a last-level cache keeps until all of it is written. That is taken to be a quarter of
 /// the cache: an op reads at least as much meanwhile, and others use the cache too. (In some processes, storing 12 MB as usual beside a cache of 32 MiB took more than
 /// twice as long.)
-fn is_large(bytes: usize) -> bool {
+pub(super) fn is_large(bytes: usize) -> bool {
     static CACHE: OnceLock<usize> = OnceLock::new();
     bytes >= *CACHE.get_or_init(last_level_cache) / 4
 }
@@ -70,13 +70,17 @@ impl<E> Drop for Writer<E> {
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-use x86::{copy_past_caches, fence, fill_past_caches};
+use x86::{copy_past_caches, fill_past_caches};
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub(super) use x86::{fence, put};
 
 /// With stores that do not read what they write; [`fence`] makes them visible.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
+    use super::super::isa::Isa;
     use bytemuck::Pod;
     use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128};
+    use std::arch::x86_64::{_mm256_loadu_si256, _mm256_stream_si256, _mm512_loadu_si512, _mm512_stream_si512};
 
     const BYTES: usize = size_of::<__m128i>();
 
@@ -122,14 +126,42 @@ mod x86 {
         unsafe { stream(vectors, |place| from.as_ptr().add(head + place)) };
     }
 
-    pub(super) fn fence() {
+    /// Stores whole cache lines past the caches.
+    ///
+    /// # Safety
+    /// `to` is valid for writes and begins at a multiple of the size of a vector register.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn put<I: Isa, E: Pod, const N: usize>(_: I, values: &[E; N], to: *mut [E; N]) {
+        let (from, to, bytes) = (values.as_ptr().cast::<u8>(), to.cast::<u8>(), size_of::<[E; N]>());
+        // SAFETY: the token exists only where the path's instructions do; the rest is the caller's promise.
+        unsafe {
+            match I::LANES {
+                16 if bytes.is_multiple_of(64) => {
+                    for at in (0..bytes).step_by(64) {
+                        _mm512_stream_si512(to.add(at).cast(), _mm512_loadu_si512(from.add(at).cast()));
+                    }
+                }
+                8 if bytes.is_multiple_of(32) => {
+                    for at in (0..bytes).step_by(32) {
+                        _mm256_stream_si256(to.add(at).cast(), _mm256_loadu_si256(from.add(at).cast()));
+                    }
+                }
+                _ => to.cast::<[E; N]>().write(*values),
+            }
+        }
+    }
+
+    /// Makes what went past the caches visible to other threads, once they know of it.
+    pub(in crate::cpu) fn fence() {
         // SAFETY: SSE is in the baseline of x86-64.
         unsafe { _mm_sfence() }
     }
 }
 
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-use elsewhere::{copy_past_caches, fence, fill_past_caches};
+use elsewhere::{copy_past_caches, fill_past_caches};
+#[cfg(not(all(target_arch = "x86_64", not(miri))))]
+pub(super) use elsewhere::{fence, put};
 
 /// With ordinary stores.
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
@@ -142,7 +174,15 @@ mod elsewhere {
         to.copy_from_slice(from);
     }
 
-    pub(super) fn fence() {}
+    /// # Safety
+    /// `to` is valid for writes.
+    #[inline(always)]
+    pub(in crate::cpu) unsafe fn put<I, E: Copy, const N: usize>(_: I, values: &[E; N], to: *mut [E; N]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.write(*values) }
+    }
+
+    pub(in crate::cpu) fn fence() {}
 }
 
 #[cfg(test)]

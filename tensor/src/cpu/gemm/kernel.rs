@@ -5,6 +5,7 @@ use super::super::cells::{Cell, Pairs, Wide};
 use super::super::isa::{Isa, Kernel, Path, dispatch_bf16_on, dispatch_on, prefetch};
 use super::super::math::Float;
 use super::super::stored::Stored;
+use super::super::stream;
 use super::ahead::{Ahead, Piece};
 use super::factors::{Left, Lines, Order, Right};
 use super::{Cells, Matrix, Values};
@@ -84,6 +85,8 @@ pub(super) struct Panels<'a, F> {
     pub(super) addend: Option<Matrix<F>>,
     /// What is asked for meanwhile.
     pub(super) ahead: &'a mut Ahead,
+    /// Whether the output goes past the caches where it can; the user then calls [`stream::fence`]. It must not be added to.
+    pub(super) past_caches: bool,
 }
 
 impl<F: Float> Panels<'_, F> {
@@ -116,10 +119,11 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
     /// All tiles of an output that is stored in S.
     #[inline(always)]
     fn tiles<I: Isa, S: Output<F>, const MR: usize, const NR: usize>(self, isa: I) {
-        let Panels { out, sums, left, right, depth, alpha, addend, ahead, .. } = self.0;
+        let Panels { out, sums, left, right, depth, alpha, addend, ahead, past_caches, .. } = self.0;
         let Matrix { rows, cols, .. } = out;
         let (out, addend) = (Places::<S>::of(out), addend.map(Places::<S>::of));
         let begun = sums.map(Places::<F>::of);
+        let past_caches = past_caches && alpha == F::ONE && begun.is_none() && out.in_lines(NR);
         for (panel, column) in (0..cols).step_by(NR).enumerate() {
             let (right, packed) = (right.panel(panel), right.packed);
             for (tile, row) in (0..rows).step_by(MR).enumerate() {
@@ -130,10 +134,12 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                 if !has_room::<I>() {
                     ahead.ask();
                 }
-                // Written once the sums are known.
-                for i in 0..size[0] {
-                    for j in (0..size[1]).step_by(LINE / size_of::<S>()) {
-                        prefetch::<1, _>(out.at(i, j));
+                if !past_caches {
+                    // Written once the sums are known.
+                    for i in 0..size[0] {
+                        for j in (0..size[1]).step_by(LINE / size_of::<S>()) {
+                            prefetch::<1, _>(out.at(i, j));
+                        }
                     }
                 }
                 let lines = left.tile(tile);
@@ -159,7 +165,7 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
                     }
                 };
                 // SAFETY: the tile lies inside the output, the sums and the addend.
-                unsafe { store(isa, out, size, sums, alpha, begun, addend) };
+                unsafe { store(isa, (out, past_caches), size, sums, alpha, (begun, addend)) };
             }
         }
     }
@@ -291,6 +297,14 @@ impl<S: Copy> Places<S> {
         self.first.wrapping_offset(i as isize * self.row_stride + j as isize * self.col_stride)
     }
 
+    /// Whether rows of tiles of `columns` columns are whole cache lines.
+    fn in_lines(self, columns: usize) -> bool {
+        let bytes = |values: isize| values * size_of::<S>() as isize;
+        self.first.addr().is_multiple_of(LINE)
+            && self.col_stride == 1
+            && [self.row_stride, columns as isize].iter().all(|values| bytes(*values) % LINE as isize == 0)
+    }
+
     /// The first N values of row i, which are contiguous.
     #[inline(always)]
     fn row<const N: usize>(self, i: usize) -> *mut [S; N] {
@@ -303,16 +317,15 @@ impl<S: Copy> Places<S> {
 /// Loops over rows are written out: a closure given to `map` may stay a call, which is not compiled for the instruction path.
 ///
 /// # Safety
-/// As many places are valid, those of `out` for writes and those of the others for reads.
+/// As many places are valid, those of `out` for writes and those of the others for reads. What goes past the caches is in whole lines.
 #[inline(always)]
 unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize>(
     isa: I,
-    out: Places<S>,
+    (out, past_caches): (Places<S>, bool),
     [rows, cols]: [usize; 2],
     sums: [[F; NR]; MR],
     alpha: F,
-    begun: Option<Places<F>>,
-    addend: Option<Places<S>>,
+    (begun, addend): (Option<Places<F>>, Option<Places<S>>),
 ) {
     let contiguous =
         [Some(out.col_stride), begun.map(|begun| begun.col_stride), addend.map(|addend| addend.col_stride)];
@@ -321,6 +334,16 @@ unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize
         // SAFETY: NR columns with stride 1 are NR values in a row.
         unsafe {
             match (alpha == F::ONE, begun, addend) {
+                (true, None, None) if past_caches => {
+                    for (i, sums) in sums.iter().enumerate() {
+                        put_past_caches(isa, sums, out.row::<NR>(i));
+                    }
+                }
+                (true, None, Some(addend)) if past_caches => {
+                    for (i, sums) in sums.iter().enumerate() {
+                        put_past_caches(isa, &plus(isa, *sums, &S::get(isa, &*addend.row(i))), out.row::<NR>(i));
+                    }
+                }
                 (true, None, None) => {
                     for (i, sums) in sums.iter().enumerate() {
                         S::put(isa, sums, &mut *out.row(i));
@@ -364,6 +387,18 @@ unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize
             }
         }
     }
+}
+
+/// Stores values, rounded to nearest even, past the caches.
+///
+/// # Safety
+/// As [`stream::put`].
+#[inline(always)]
+unsafe fn put_past_caches<F: Float, S: Stored<F>, I: Isa, const N: usize>(isa: I, values: &[F; N], to: *mut [S; N]) {
+    let mut stored = [S::zeroed(); N];
+    S::put(isa, values, &mut stored);
+    // SAFETY: the caller's promise.
+    unsafe { stream::put(isa, &stored, to) };
 }
 
 /// `x + y`.
