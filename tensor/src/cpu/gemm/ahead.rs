@@ -51,7 +51,7 @@ impl Ahead {
     }
 }
 
-/// Bytes of a row.
+/// Bytes of a row that stand side by side.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     first: *const u8,
@@ -86,5 +86,59 @@ impl Steps {
     pub(super) fn ask(&mut self) {
         prefetch::<2, _>(self.next);
         self.next = self.next.wrapping_add(self.step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the pieces of rows of `cols` values of f32, `stride` apart, begin and end, in bytes from the first value on.
+    fn pieces([rows, cols, stride]: [usize; 3], col_stride: isize, times: usize) -> Vec<[usize; 2]> {
+        let values = vec![0.0f32; rows * stride];
+        let first = values.as_ptr().cast_mut();
+        let matrix = Matrix { values: Values::Wide(first), rows, cols, row_stride: stride as isize, col_stride };
+        let mut ahead = Ahead::of(Some(matrix), times);
+        let piece = |_| {
+            let Piece { first: start, bytes } = ahead.next();
+            (bytes > 0).then(|| start.addr() - first.addr()).map(|start| [start, start + bytes])
+        };
+        (0..times).map_while(piece).collect()
+    }
+
+    #[test]
+    fn pieces_are_all_of_the_rows_if_there_are_as_many_times() {
+        for [rows, cols, stride, times] in
+            [[3, 100, 100, 3], [3, 100, 128, 8], [3, 16, 20, 100], [5, 1000, 1000, 23], [1, 1, 1, 1]]
+        {
+            let pieces = pieces([rows, cols, stride], 1, times);
+            let mut expected = (0..rows).flat_map(|row| (0..cols).map(move |col| 4 * (row * stride + col)));
+            for [start, end] in pieces {
+                assert!((start..end).step_by(4).all(|byte| expected.next() == Some(byte)), "{rows} x {cols}");
+            }
+            assert_eq!(expected.next(), None, "{rows} x {cols} in {times}");
+        }
+    }
+
+    #[test]
+    fn fewer_times_than_rows_ask_for_the_first_rows_and_columns_for_nothing() {
+        assert_eq!(pieces([4, 10, 10], 1, 2), [[0, 40], [40, 80]]);
+        assert_eq!(pieces([4, 10, 10], 2, 2), [[0; 2]; 0]);
+    }
+
+    #[test]
+    fn steps_come_to_every_line_of_a_piece() {
+        let bytes = [0u8; 1000];
+        for times in [20, 96] {
+            let mut steps = Piece { first: bytes.as_ptr(), bytes: bytes.len() }.in_steps(times);
+            let mut asked = Vec::new();
+            for _ in 0..times {
+                asked.push(steps.next.addr() / LINE);
+                steps.ask();
+            }
+            let lines = bytes.as_ptr_range().start.addr() / LINE..=(bytes.as_ptr_range().end.addr() - 1) / LINE;
+            asked.dedup();
+            assert!(asked.starts_with(&Vec::from_iter(lines)), "{times} steps: {asked:?}");
+        }
     }
 }
