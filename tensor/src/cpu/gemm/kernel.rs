@@ -175,12 +175,12 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
 /// shared with another thread: 4 to 8% of a product. With 8 values compilers run out of registers.
 const UNROLLED: usize = 4;
 
-/// Whether a core has slots left beside a tile's products, to ask for memory in its loop: with 16 values a vector they take a cycle each, with fewer half of one.
+/// Whether a core has slots left beside a tile's products, to ask for memory in the loop: with 16 values in a vector a product takes a cycle, with fewer half of one.
 const fn has_room<I: Isa>() -> bool {
     I::LANES >= 16
 }
 
-/// The addresses of cells (i, k) of MR rows, which are lines. If they are to be HIDDEN, those of every third row, and no others, stand before the tile's loop, their distance
+/// The addresses of cells (i, k) of MR rows, which are lines. If they are to be hidden, those of every third row, and no others, stand before the tile's loop, their distance
 /// hidden from the compiler: where b has a stride too, or the loop has another address, registers for the address of every row are too few, and a product takes half as
 /// long again.
 #[inline(always)]
@@ -361,7 +361,10 @@ unsafe fn store<F: Float, S: Stored<F>, I: Isa, const MR: usize, const NR: usize
                 }
                 _ => {
                     for (i, sums) in black_box(sums).iter().enumerate() {
-                        let mut value = sums.map(|sum| alpha * sum);
+                        let mut value = *sums;
+                        for value in &mut value {
+                            *value = alpha * *value;
+                        }
                         if let Some(begun) = begun {
                             value = plus(isa, value, &*begun.row(i));
                         }
