@@ -72,7 +72,7 @@ impl<E> Drop for Writer<E> {
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 use x86::{copy_past_caches, fill_past_caches};
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-pub(super) use x86::{fence, put};
+pub(super) use x86::{fence, has_put, put};
 
 /// With stores that do not read what they write; [`fence`] makes them visible.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -126,6 +126,11 @@ mod x86 {
         unsafe { stream(vectors, |place| from.as_ptr().add(head + place)) };
     }
 
+    /// Whether [`put`] goes past the caches on a path; where it does not it stores as usual.
+    pub(in crate::cpu) const fn has_put<I: Isa>() -> bool {
+        I::LANES >= 8
+    }
+
     /// Stores whole cache lines past the caches.
     ///
     /// # Safety
@@ -161,11 +166,15 @@ mod x86 {
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 use elsewhere::{copy_past_caches, fill_past_caches};
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-pub(super) use elsewhere::{fence, put};
+pub(super) use elsewhere::{fence, has_put, put};
 
 /// With ordinary stores.
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
 mod elsewhere {
+    pub(in crate::cpu) const fn has_put<I>() -> bool {
+        false
+    }
+
     pub(super) fn fill_past_caches<E: Copy>(to: &mut [E], value: E) {
         to.fill(value);
     }

@@ -123,7 +123,8 @@ impl<F: Float, C: Cell<F>> By<Panels<'_, F>, C> {
         let Matrix { rows, cols, .. } = out;
         let (out, addend) = (Places::<S>::of(out), addend.map(Places::<S>::of));
         let begun = sums.map(Places::<F>::of);
-        let past_caches = past_caches && alpha == F::ONE && begun.is_none() && out.in_lines(NR);
+        let past_caches =
+            past_caches && stream::has_put::<I>() && alpha == F::ONE && begun.is_none() && out.in_lines(NR);
         for (panel, column) in (0..cols).step_by(NR).enumerate() {
             let (right, packed) = (right.panel(panel), right.packed);
             for (tile, row) in (0..rows).step_by(MR).enumerate() {
